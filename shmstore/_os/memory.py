@@ -1,0 +1,71 @@
+"""Maps: a table's file as memory, writable for its manager and read-only for everyone else."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from shmstore import config
+from shmstore.errors import StoreFullError, TableFormatError
+
+if TYPE_CHECKING:
+    from shmstore._table.words import Fence
+
+
+def map_shared(descriptor: int, size_bytes: int, *, writable: bool) -> mmap.mmap:
+    """Map a file whole. It stays mapped until nothing refers to the map or a view of it."""
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    return mmap.mmap(descriptor, size_bytes, mmap.MAP_SHARED, protection)
+
+
+def reserve(descriptor: int, offset_bytes: int, size_bytes: int) -> None:
+    """Get pages for a part of a file, so that no later access can find the file system full.
+
+    Raises:
+        StoreFullError: There is no room. Nothing was kept of what was got.
+
+    """
+    if size_bytes == 0:
+        return
+    try:
+        os.posix_fallocate(descriptor, offset_bytes, size_bytes)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}:
+            raise
+        msg = (
+            f"the file system of the store's table has no room for {size_bytes} bytes more: "
+            "delete sessions, enlarge it (Docker: --shm-size), or set SHMSTORE_DIR to another"
+        )
+        raise StoreFullError(msg) from error
+
+
+def fence() -> Fence:
+    """Return what keeps loads and stores in order on this machine; None where they are anyway.
+
+    x86-64 keeps stores in order and loads in order. Elsewhere taking and giving back a lock of
+    one's own is a full barrier.
+    """
+    if os.uname().machine in {"x86_64", "amd64"}:
+        return None
+    lock = threading.Lock()
+
+    def full() -> None:
+        with lock:
+            pass
+
+    return full
+
+
+def require_table_size(size_bytes: int, path: os.PathLike[str]) -> None:
+    """Refuse a file that is too short to have a table's header: it cannot even be mapped.
+
+    Raises:
+        TableFormatError: It is.
+
+    """
+    if size_bytes < config.MAP_SIZE_BYTES_MIN:
+        msg = f"{path} has {size_bytes} bytes and is no table: remove it if nothing else needs it"
+        raise TableFormatError(msg, expected=config.MAP_SIZE_BYTES_MIN, found=size_bytes)

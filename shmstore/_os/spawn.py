@@ -1,0 +1,131 @@
+"""Starting the manager as a process of its own, and becoming one.
+
+Exec comes first: the caller may have threads, and a fork of it would copy their locks in whatever
+state they are. The new interpreter, which has one thread, then forks once more and leaves its
+session, so that it is nobody's child, gets nobody's signals, and leaves no zombie.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+from shmstore import config
+from shmstore.errors import ManagerUnavailableError
+
+
+def interpreter() -> str:
+    """Return the Python to run: SHMSTORE_PYTHON, else the one of this environment.
+
+    Not sys.executable alone: under uWSGI or an embedding program that is not a Python.
+    """
+    chosen = os.environ.get("SHMSTORE_PYTHON")
+    if chosen:
+        return chosen
+    names = (f"python{sys.version_info.major}.{sys.version_info.minor}", "python3", "python")
+    for name in names:
+        path = Path(sys.exec_prefix) / "bin" / name
+        if path.exists():
+            return str(path)
+    return sys.executable
+
+
+def start_module(module: str, argument: str, *, deadline_s: float) -> bytes | None:
+    """Run `python -m module argument` detached; return what it writes before it says no more.
+
+    Args:
+        module: The module to run. It must call `detach`, and then close its standard output.
+        argument: Its only argument.
+        deadline_s: A time.monotonic() beyond which nobody waits.
+
+    Returns:
+        What the process wrote to its standard output; None when the deadline passed first.
+
+    """
+    import subprocess  # 10 ms that only the process that starts a manager pays
+
+    # -P: the caller's directory may hold a module with the name of one of ours or of Python's.
+    command = [interpreter(), "-P", "-m", module, argument]
+    try:
+        process = subprocess.Popen(  # noqa: S603  # our own interpreter, our own module, no shell
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=_environment(),
+            close_fds=True,
+        )
+    except OSError as error:
+        msg = f"cannot run {command[0]} to start the manager: {error}; see SHMSTORE_PYTHON"
+        raise ManagerUnavailableError(msg) from error
+    assert process.stdout is not None
+    said = None
+    try:
+        with process.stdout as pipe:
+            said = _read_all(pipe.fileno(), deadline_s)
+    finally:
+        if said is None:
+            process.kill()  # it has not detached, or it is stuck: what detached ends by itself
+        process.wait()
+    return said
+
+
+def _read_all(descriptor: int, deadline_s: float) -> bytes | None:
+    """Read until the other end closes, or the deadline passes."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN | select.POLLHUP)
+    said = b""
+    while (left := deadline_s - time.monotonic()) > 0:
+        if poll.poll(min(left, config.POLL_MAX_S) * 1000):
+            part = os.read(descriptor, 4096)
+            if not part:
+                return said
+            said += part
+    return None
+
+
+def _environment() -> dict[str, str]:
+    """Return this environment, with this package's place added if it is not an installed one."""
+    environment = dict(os.environ)
+    root = str(Path(__file__).resolve().parents[2])
+    if root not in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        before = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{before}{os.pathsep}{root}" if before else root
+    return environment
+
+
+def detach() -> bool:
+    """Fork, and in the child leave session and directory. True in the child, False in the parent.
+
+    The caller must have one thread, and the parent must then leave by os._exit.
+    """
+    if os.fork():
+        return False
+    os.setsid()
+    os.chdir("/")
+    os.umask(0o077)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the starter's may hold back SIGTERM
+    return True
+
+
+def occupy_standard_streams() -> None:
+    """Make sure that descriptors 0 to 2 are taken, whatever the starter had closed.
+
+    Else a file that is opened later gets such a number, and `close_standard_streams` closes it:
+    for the manager's lock file that means to lose the lock.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004  # standard error
+        pass
+    os.close(descriptor)
+
+
+def close_standard_streams() -> None:
+    """Let go of the starter's terminal and pipes; output goes nowhere from here on."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
