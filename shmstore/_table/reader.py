@@ -1,0 +1,416 @@
+"""The reader: sessions out of a table that another process is changing meanwhile.
+
+Theory of operation. A control word never repeats, so what was decoded under one is right for
+exactly as long as the word stands. The hot path is that comparison. The cold path finds the slot
+through the index, takes the word, copies the record and takes the word again: equal means that the
+copy is whole, because a record is never modified while a control word names it.
+
+Guarantees:
+
+- A read takes no lock, makes no system call and sends no message, whatever the manager does.
+- It returns a session that was current at some instant of the call, or None if at some instant of
+  the call there was none. Never a torn one, never one from another table.
+- Nothing is read where the table has no pages: every slot, line and region is compared with what
+  the header says is reserved. On a full tmpfs even a read of a hole would be a SIGBUS.
+
+Assumes: loads are in program order (x86-64), or a fence is handed in. With a fence the checksum is
+verified besides, and a hot read is ordered only after earlier reads of the same code.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from shmstore import config
+from shmstore._table import layout as at
+from shmstore._table import record
+from shmstore._table.index import Region
+from shmstore._table.layout import (
+    H_REGION,
+    H_STATE,
+    LINE_BITS,
+    LINE_BYTES,
+    LINE_MASK,
+    SLOT_MASK,
+    STATE_READY,
+    TAG_SHIFT,
+)
+from shmstore.errors import ReadContendedError, SessionDecodeError, TableCorruptError
+from shmstore.model import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+
+    from shmstore._table.layout import Layout
+    from shmstore._table.words import Buffer, Fence, View
+
+Cache: TypeAlias = "dict[str, tuple[Session, View, int, int]]"
+"""Code to (session, the words of its table, index of its control word, that word).
+
+The words are in the entry because sequence numbers begin anew with each table: an entry of an
+ended table is compared with the words of that table, which are all free, and never with others.
+"""
+
+_HEAD_BYTES: Final = record.HEAD_BYTES
+_WORD_BYTES: Final = at.WORD_BYTES
+_NO_WORD: Final = b"\xff" * at.WORD_BYTES
+"""No control word: its line is beyond every table. 0 is one, of a slot that was never used."""
+
+_ATTEMPTS: Final = range(config.READ_ATTEMPTS_MAX)
+
+
+class TableEndedError(Exception):
+    """The table is not READY: what was not found may be in the next one. Internal."""
+
+    def __init__(self, state: int) -> None:
+        """Keep the state that the header had."""
+        super().__init__(state)
+        self.state = state
+
+
+class Picture(NamedTuple):
+    """The sessions of one instant, and by what that is known.
+
+    `ctls` holds the control words up to the high-water mark as bytes: equal bytes later on mean
+    that nothing changed, since no word repeats.
+    """
+
+    ctls: bytes
+    by_slot: dict[int, Session]
+    newest_first: list[Session]
+
+
+_NOTHING: Final = Picture(b"", {}, [])
+
+
+def hot_get(
+    cache: Cache, cold: Callable[[str, object], Session | None]
+) -> Callable[..., Session | None]:
+    """Return the `get` of one handle. A closure: attribute look-ups would double its cost."""
+    cached = cache.get
+
+    def get(code: str, default: object = None) -> Session | None:
+        entry = cached(code)
+        if entry is not None:
+            session, words, index, word = entry
+            if words[index] == word:  # SYNC-publish: pairs with the writer's last store
+                return session
+        return cold(code, default)
+
+    return get
+
+
+class TableReader:
+    """Reads of one attached table.
+
+    Args:
+        view: Its words.
+        buffer: Its bytes.
+        layout: Its geometry, verified against the file.
+        cache: Where decoded sessions go, by code.
+        cache_max_count: How many of them.
+        fence: The fence of this machine, None where none is needed.
+
+    """
+
+    def __init__(
+        self,
+        view: View,
+        buffer: Buffer,
+        layout: Layout,
+        *,
+        cache: Cache,
+        cache_max_count: int,
+        fence: Fence = None,
+    ) -> None:
+        """Attach; nothing but the salt is loaded yet."""
+        self.view = view
+        self.layout = layout
+        self.retried = 0
+        self._buffer = buffer
+        self._cache = cache
+        self._cache_max = cache_max_count
+        self._fence = fence
+        self._salt = view[at.H_SALT]
+        self._ctl_index = layout.ctl_index
+        self._arena_offset = layout.arena_offset
+        self._slots_known = 0
+        self._lines_end = 0
+        self._region = (0, 0, 0)  # no table's region word is 0: the first probe decodes it
+        self._picture = _NOTHING
+
+    # --- One session
+
+    def lookup(self, code: str) -> Session | None:  # noqa: C901  # the probe in one place: calls cost
+        """Return the session of this code, or None if there is none.
+
+        Raises:
+            TableEndedError: The table has ended; what is absent here may be elsewhere.
+            TableCorruptError: The record is not the one that its control word names.
+            SessionDecodeError: The record is whole, and this version cannot decode it.
+            ReadContendedError: A write of this code met each of 64 attempts.
+
+        """
+        view = self.view
+        fence = self._fence
+        tag = xxh3_64_intdigest(code.encode(), self._salt) >> TAG_SHIFT
+        for _ in _ATTEMPTS:
+            if fence is not None:
+                fence()
+            word = view[H_REGION]  # SYNC-region: pairs with the writer's growth
+            region = self._region
+            if region[0] != word:
+                region = self._enter(word)
+            _, start, mask = region
+            place = tag
+            while place <= tag + mask:  # once around, should no word of it be 0
+                entry = view[start + (place & mask)]
+                if entry == 0:
+                    break
+                if entry >> TAG_SHIFT == tag:
+                    session = self._if_of(code, (entry & SLOT_MASK) - 1)
+                    if session is not None:
+                        return session
+                place += 1
+            if fence is not None:
+                fence()
+            if view[H_REGION] == word:
+                if view[H_STATE] == STATE_READY:  # SYNC-end
+                    return None
+                raise TableEndedError(view[H_STATE])
+            self.retried += 1
+        raise _contended(f"session {code!r}")
+
+    def _enter(self, word: int) -> tuple[int, int, int]:
+        """Decode a new region word; a region outside the pages is no region of ours."""
+        region = Region(word)
+        if not region.within(self.layout.arena_line, self._lines_reserved()):
+            msg = f"the table's index word {word:#x} names lines that it does not have"
+            raise TableCorruptError(msg, reason="index region out of bounds")
+        self._region = (word, region.start, region.mask)  # one tuple: threads never see half of it
+        return self._region
+
+    def _if_of(self, code: str, slot: int) -> Session | None:
+        """Return the session of a slot that an index word names, if it is of this code."""
+        if slot < 0 or (slot >= self._slots_known and slot >= self._slots_used()):
+            return None  # a tombstone, or a word of a region that was replaced meanwhile
+        session, word = self._now(slot)
+        if session is None or session.code != code:
+            return None
+        cache = self._cache
+        if len(cache) >= self._cache_max:
+            self._make_room()
+        if self._cache_max:
+            cache[code] = (session, self.view, self._ctl_index + slot, word)
+        return session
+
+    def _now(self, slot: int) -> tuple[Session | None, int]:
+        """Return a slot's session and control word of one instant; None when it is free."""
+        where = self._ctl_index + slot
+        for _ in _ATTEMPTS:
+            word = self.view[where]  # SYNC-publish
+            if not word & LINE_MASK:
+                return None, word
+            session = self._under(slot, where, word)
+            if session is not None:
+                return session, word
+            self.retried += 1
+        raise _contended(f"the session in slot {slot}")
+
+    def _under(self, slot: int, where: int, word: int) -> Session | None:  # noqa: C901  # as lookup
+        """Copy and decode what a control word names; None when the word changed meanwhile."""
+        view = self.view
+        fence = self._fence
+        if fence is not None:
+            fence()
+        begin = (word & LINE_MASK) * LINE_BYTES
+        end = self._lines_end
+        if begin >= end:
+            end = self._lines_reserved() * LINE_BYTES
+        payload = None
+        if self._arena_offset <= begin < end:
+            lsn = view[begin >> 3]
+            place = view[(begin >> 3) + 1]
+            length = place & SLOT_MASK
+            if begin + length > end:  # it may reach beyond what was known, or be no length
+                end = self._lines_reserved() * LINE_BYTES
+            if _HEAD_BYTES <= length <= end - begin:
+                payload = self._buffer[begin + _HEAD_BYTES : begin + length]
+                if lsn != word >> LINE_BITS or place >> TAG_SHIFT != slot:
+                    payload = None
+        if fence is not None:
+            head = b"" if payload is None else self._buffer[begin : begin + _HEAD_BYTES]
+            fence()
+            if payload is not None and not record.checksum_holds(head + payload):
+                payload = None
+        if view[where] != word:
+            return None
+        if payload is None:
+            msg = f"slot {slot} names a record in line {word & LINE_MASK} that is not its own"
+            raise TableCorruptError(msg, slot=slot, reason="record does not match its control word")
+        try:
+            return record.decode_payload(payload)
+        except msgspec.MsgspecError as error:
+            msg = f"the session in slot {slot} cannot be decoded: {error}"
+            raise SessionDecodeError(msg) from error
+
+    def _make_room(self) -> None:
+        """Drop a quarter of the cache, oldest first."""
+        for code in list(islice(self._cache, self._cache_max // 4 + 1)):
+            self._cache.pop(code, None)  # another thread may have been first
+
+    def _lines_reserved(self) -> int:
+        """Load where the arena's pages end, never beyond the file. It only ever grows."""
+        reserved = min(self.view[at.H_LINES_RESERVED], self.layout.lines_max)
+        self._lines_end = reserved * LINE_BYTES
+        return reserved
+
+    def _slots_used(self) -> int:
+        """Load the high-water mark, never beyond the control words' pages. It only ever grows."""
+        view = self.view
+        used = min(view[at.H_SLOTS_USED], view[at.H_SLOTS_RESERVED], self.layout.slots_max)
+        self._slots_known = used
+        return used
+
+    # --- All sessions
+
+    def count(self) -> int:
+        """Return how many sessions there are.
+
+        Raises:
+            TableEndedError: The table has ended.
+
+        """
+        count = self.view[at.H_COUNT]
+        self._refuse_ended()
+        return count
+
+    def newest_first(self) -> list[Session]:
+        """Return the sessions, newest created_at first. Do not change the list.
+
+        They are one instant's picture when one could be had in 8 attempts, else each is as it was
+        at some instant of the call.
+
+        Raises:
+            TableEndedError: The table has ended.
+            TableCorruptError: A record is not the one that its control word names.
+            SessionDecodeError: A record is whole, and this version cannot decode it.
+
+        """
+        picture = self._picture
+        for attempt in range(config.PICTURE_ATTEMPTS_MAX + 1):
+            if self._fence is not None:
+                self._fence()
+            ctls = self._ctls()
+            if ctls is not None and ctls == picture.ctls:
+                # Each word stood when it was loaded now and when the picture had it. No word
+                # repeats, so none changed in between: at the first load now, all of them stood.
+                return self._keep(picture)
+            self.retried += attempt > 0  # the first pass looks, the second one confirms
+            if ctls is not None:
+                picture = self._develop(ctls, picture)
+        return self._each_at_some_instant(picture)
+
+    def _keep(self, picture: Picture) -> list[Session]:
+        """Remember a picture that was confirmed, if it is not too large, and sort it."""
+        self._refuse_ended()
+        if not picture.newest_first:
+            newest_first = sorted(picture.by_slot.values(), key=_created_at, reverse=True)
+            picture = picture._replace(newest_first=newest_first)
+        self._picture = picture if len(picture.by_slot) <= self._cache_max else _NOTHING
+        return picture.newest_first
+
+    def _ctls(self) -> bytes | None:
+        """Copy the control words up to the high-water mark; None when the mark moved meanwhile.
+
+        The copy may be torn between words, never within one: memcpy moves aligned words whole.
+        """
+        used = self._slots_used()  # SYNC-mark
+        offset = self.layout.ctl_offset
+        ctls = self._buffer[offset : offset + used * _WORD_BYTES]
+        return ctls if self._slots_used() == used else None
+
+    def _develop(self, ctls: bytes, last: Picture) -> Picture:
+        """Decode what these words name and the last picture has not.
+
+        A word that stands no more is left out of the new one, so that it is looked at again.
+        """
+        by_slot = dict(last.by_slot)
+        outdated = []
+        for slot, word in _changes(ctls, last.ctls):
+            by_slot.pop(slot, None)
+            if word & LINE_MASK:
+                session = self._under(slot, self._ctl_index + slot, word)
+                if session is None:
+                    outdated.append(slot)
+                else:
+                    by_slot[slot] = self._same_as_cached(session)
+        if outdated:
+            known = bytearray(ctls)
+            for slot in outdated:
+                known[slot * _WORD_BYTES : (slot + 1) * _WORD_BYTES] = _NO_WORD
+            ctls = bytes(known)
+        return Picture(ctls, by_slot, [])
+
+    def _same_as_cached(self, session: Session) -> Session:
+        """Return the object that get has for this state of the session, if it has one."""
+        entry = self._cache.get(session.code)
+        if entry is not None and entry[0].version == session.version:
+            return entry[0]
+        return session
+
+    def _each_at_some_instant(self, picture: Picture) -> list[Session]:
+        """Return each session as it was when its slot was looked at, during this call.
+
+        A code that was deleted and created again meanwhile may be met twice: the later one counts.
+        """
+        offset = self.layout.ctl_offset
+        ctls = self._buffer[offset : offset + self._slots_used() * _WORD_BYTES]
+        by_slot = dict(picture.by_slot)
+        for slot, _ in _changes(ctls, picture.ctls):
+            session, _ = self._now(slot)
+            if session is None:
+                by_slot.pop(slot, None)
+            else:
+                by_slot[slot] = session
+        by_code: dict[str, Session] = {}
+        for session in by_slot.values():
+            met = by_code.setdefault(session.code, session)
+            if met.version < session.version:
+                by_code[session.code] = session
+        self._refuse_ended()
+        return sorted(by_code.values(), key=_created_at, reverse=True)
+
+    def _refuse_ended(self) -> None:
+        """Nothing found is believed only of a table that is READY."""
+        state = self.view[at.H_STATE]  # SYNC-end
+        if state != at.STATE_READY:
+            raise TableEndedError(state)
+
+
+def _contended(what: str) -> ReadContendedError:
+    attempts = len(_ATTEMPTS)
+    msg = f"{what} was being written at each of {attempts} attempts to read it"
+    return ReadContendedError(f"{msg}: read it again", attempts=attempts)
+
+
+def _created_at(session: Session) -> tuple[datetime, int]:
+    return session.created_at, session.created_version
+
+
+def _changes(ctls: bytes, last: bytes) -> Iterator[tuple[int, int]]:
+    """Yield (slot, word) of every control word that is not the same in both, a page at a time."""
+    words = memoryview(ctls).cast("Q")
+    for begin in range(0, len(ctls), at.PAGE_BYTES):
+        page, before = ctls[begin : begin + at.PAGE_BYTES], last[begin : begin + at.PAGE_BYTES]
+        if page != before:
+            known = memoryview(before[: len(before) & -_WORD_BYTES]).cast("Q")
+            first = begin // _WORD_BYTES
+            for place, word in enumerate(words[first : first + len(page) // _WORD_BYTES]):
+                if place >= len(known) or known[place] != word:
+                    yield first + place, word

@@ -1,0 +1,213 @@
+"""Blocks: the record of a session, and the one line that a delete leaves for its client.
+
+A block is never modified once a shared word names it. Both kinds begin alike:
+
+    word  0  lsn
+          1  slot << 32 | length in bytes, head included
+          2  kind | result << 8
+          3  client pid | client counter << 32      who asked (all 0: the manager itself)
+          4  client start time, ticks since boot
+          5  request number
+          6  request deadline, boot clock, ns
+
+    OUTCOME:  7  checksum                           64 bytes, one line
+    SESSION:  7  lsn that created the session
+              8  owner pid (0: nobody)
+              9  owner start time, ticks since boot
+             10  owner pidfd inode
+             11  written, boot clock, ns
+             12  expires, boot clock, ns (0: never)
+             13  checksum
+             14  payload: MessagePack of a model.Session
+
+The checksum is xxh3_64 over everything else of the block, computed from private bytes before they
+are copied. Readers on x86-64 need not verify it: the control word compared before and after the
+copy says as much. Recovery and check do.
+
+Source of the hash: XXH3, https://xxhash.com.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Annotated, Final
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from shmstore._table.layout import LINE_BYTES, WORD_BYTES
+from shmstore.model import Owner, Session
+
+KIND_SESSION: Final = 1
+KIND_OUTCOME: Final = 2
+
+_COMMON_WORDS: Final = 7
+_SESSION_WORDS: Final = 13
+HEAD_BYTES: Final = (_SESSION_WORDS + 1) * WORD_BYTES
+OUTCOME_BYTES: Final = (_COMMON_WORDS + 1) * WORD_BYTES
+assert OUTCOME_BYTES == LINE_BYTES
+
+_COMMON: Final = Struct(f"<{_COMMON_WORDS}Q")
+_SESSION: Final = Struct(f"<{_SESSION_WORDS}Q")
+_WORD: Final = Struct("<Q")
+_HALF: Final = (1 << 32) - 1
+_NOBODY: Final = (0, 0, 0)
+
+
+class ClientId(msgspec.Struct, frozen=True, array_like=True):
+    """Who writes: one connection's worth of a process. A forked child is another client.
+
+    Attributes:
+        pid: Its process.
+        start_ticks: When that started, in ticks since boot.
+        counter: Which of the process's clients, from 1.
+
+    """
+
+    pid: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
+    start_ticks: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+    counter: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]  # the upper half of a block's word 3
+
+
+class Note(msgspec.Struct, frozen=True):
+    """Which request of which client a mutation answers: what a repeated request is known by."""
+
+    client: ClientId
+    number: int
+    deadline_ns: int
+
+
+class Block(msgspec.Struct, frozen=True):
+    """A block, decoded. For an OUTCOME what only a session has is 0, None and empty."""
+
+    lsn: int
+    slot: int
+    length_bytes: int
+    kind: int
+    result: int
+    who: int
+    start_ticks: int
+    number: int
+    deadline_ns: int
+    created_lsn: int = 0
+    owner: Owner | None = None
+    written_ns: int = 0
+    expires_ns: int = 0
+    payload: bytes = b""
+
+    @property
+    def note(self) -> Note | None:
+        """Which request this answers; None for the manager's own."""
+        if not self.who:
+            return None
+        client = ClientId(self.who & _HALF, self.start_ticks, self.who >> 32)
+        return Note(client, self.number, self.deadline_ns)
+
+
+decode_payload: Final = msgspec.msgpack.Decoder(Session).decode
+
+
+def lines_of(length_bytes: int) -> int:
+    """Return how many lines a block of this length takes."""
+    return -(-length_bytes // LINE_BYTES)
+
+
+def _asked(note: Note | None) -> tuple[int, int, int, int]:
+    """Return words 3 to 6."""
+    if note is None:
+        return 0, 0, 0, 0
+    client = note.client
+    return client.counter << 32 | client.pid, client.start_ticks, note.number, note.deadline_ns
+
+
+def encode_session(
+    lsn: int,
+    slot: int,
+    note: Note | None,
+    created_lsn: int,
+    owner: Owner | None,
+    written_ns: int,
+    expires_ns: int,
+    payload: bytes,
+) -> bytes:
+    """Return the bytes of a SESSION block."""
+    place = slot << 32 | HEAD_BYTES + len(payload)
+    who, start_ticks, number, deadline_ns = _asked(note)
+    pid, ticks, inode = _NOBODY if owner is None else (owner.pid, owner.start_ticks, owner.inode)
+    head = _SESSION.pack(
+        lsn,
+        place,
+        KIND_SESSION,
+        who,
+        start_ticks,
+        number,
+        deadline_ns,
+        created_lsn,
+        pid,
+        ticks,
+        inode,
+        written_ns,
+        expires_ns,
+    )
+    return head + _WORD.pack(xxh3_64_intdigest(head + payload)) + payload
+
+
+def encode_outcome(*, lsn: int, slot: int, note: Note | None, result: int) -> bytes:
+    """Return the bytes of an OUTCOME block: one line."""
+    place = slot << 32 | OUTCOME_BYTES
+    head = _COMMON.pack(lsn, place, KIND_OUTCOME | result << 8, *_asked(note))
+    return head + _WORD.pack(xxh3_64_intdigest(head))
+
+
+def decode_head(raw: bytes) -> Block:
+    """Return the block of these bytes without verifying the checksum (the writer's own blocks)."""
+    if raw[2 * WORD_BYTES] != KIND_SESSION:
+        lsn, place, kind_result, *asked = _COMMON.unpack_from(raw)
+        return Block(lsn, place >> 32, place & _HALF, kind_result & 0xFF, kind_result >> 8, *asked)
+    (
+        lsn,
+        place,
+        kind_result,
+        who,
+        start_ticks,
+        number,
+        deadline_ns,
+        created_lsn,
+        pid,
+        ticks,
+        inode,
+        written_ns,
+        expires_ns,
+    ) = _SESSION.unpack_from(raw)
+    return Block(
+        lsn,
+        place >> 32,
+        place & _HALF,
+        KIND_SESSION,
+        kind_result >> 8,
+        who,
+        start_ticks,
+        number,
+        deadline_ns,
+        created_lsn,
+        Owner(pid, ticks, inode) if pid else None,
+        written_ns,
+        expires_ns,
+        raw[HEAD_BYTES:],
+    )
+
+
+def checksum_holds(raw: bytes) -> bool:
+    """Say whether these bytes are a whole, undamaged block."""
+    if len(raw) < OUTCOME_BYTES:
+        return False
+    kind = raw[2 * WORD_BYTES]
+    if kind == KIND_OUTCOME:
+        head, rest = raw[: OUTCOME_BYTES - WORD_BYTES], b""
+        found = raw[OUTCOME_BYTES - WORD_BYTES : OUTCOME_BYTES]
+        whole = len(raw) == OUTCOME_BYTES
+    else:
+        head, rest = raw[: HEAD_BYTES - WORD_BYTES], raw[HEAD_BYTES:]
+        found = raw[HEAD_BYTES - WORD_BYTES : HEAD_BYTES]
+        whole = kind == KIND_SESSION and len(raw) >= HEAD_BYTES
+    return whole and _WORD.pack(xxh3_64_intdigest(head + rest)) == found

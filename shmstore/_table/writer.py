@@ -1,0 +1,515 @@
+"""The writer: the one place that changes a table. Used by one thread of one process.
+
+Theory of operation. Each mutation takes the next LSN and becomes visible by one store, of the
+slot's control word. The order of the stores is the same for all, and each place in it is chosen
+by what a kill just before or after it would leave:
+
+    1. block        Nothing names it: a kill here leaves no trace.
+    2. row          The client's outcome. From here on the mutation is decided: recovery redoes it
+                    if its control word is missing. After the control word, a kill between them
+                    would make the retry of a finished request run twice.
+    3. index word   (create) Before the control word, or a kill between them would leave a session
+                    that list shows and get does not find. Readers skip a word whose slot is free.
+    4. ctl word     Visible now, to every reader at once.
+    5. tombstone    (delete) After the control word, or a get would miss a session that still is.
+    6. count        And the other figures.
+
+Deletes of the manager itself have no client, so no block and no row. When the index grows, the
+region and its header word come before all of this.
+
+Rules:
+
+- Whatever can fail for want of room fails before the row is stored, and leaves nothing changed.
+  Any other exception after the first store is a crash: the process must end, and recovery decide.
+- Lines are given back when no control word and no row names them any more; a reader that is
+  copying them sees its control word changed.
+- Everything in this object is derived from the table and could be derived again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
+
+from shmstore import config
+from shmstore._table import index, record
+from shmstore._table import layout as at
+from shmstore._table.arena import Arena
+from shmstore._table.index import Region
+from shmstore.errors import StoreFullError
+
+if TYPE_CHECKING:
+    from shmstore._table.layout import Layout
+    from shmstore._table.record import Block, ClientId, Note
+    from shmstore._table.words import Words
+    from shmstore.model import Owner
+
+Reserve: TypeAlias = Callable[[int, int], None]
+"""Gets pages for (offset_bytes, size_bytes), or raises StoreFullError and changes nothing."""
+
+_COUNTERS: Final = (
+    at.H_CREATED,
+    at.H_UPDATED,
+    at.H_DELETED,
+    at.H_REAPED,
+    at.H_EXPIRED,
+    at.H_QUARANTINED,
+)
+_CHUNK_LINES: Final = config.RESERVE_CHUNK_BYTES // at.LINE_BYTES
+_CHUNK_SLOTS: Final = 16 * at.PAGE_WORDS
+
+
+class TableWriter:
+    """The single writer of one table that is new and empty.
+
+    Attributes:
+        codes: Code to slot, of every session.
+        owned: Owner to the slots of its sessions; never an empty set.
+        unowned: Slots of sessions without owner to the time of their last write, oldest first.
+        base: The table's id: the version of LSN 0.
+        lsn: Mutations so far.
+        mutating: Whether a mutation has begun and is not finished: an exception that leaves this
+            True is a crash.
+
+    """
+
+    def __init__(
+        self,
+        words: Words,
+        layout: Layout,
+        reserve: Reserve,
+        *,
+        log2_min: int = index.LOG2_MIN,
+        sparseness: int = index.SPARSENESS,
+    ) -> None:
+        """Take a table that `header.create` has just filled."""
+        self.codes: dict[str, int] = {}
+        self.owned: dict[Owner, set[int]] = {}
+        self.unowned: dict[int, int] = {}
+        self.mutating = False
+        self._words = words
+        self._view = words.view
+        self._fence = words.fence if words.is_fenced else None
+        self._layout = layout
+        self._ctl_index = layout.ctl_index
+        self._rows_index = layout.rows_index
+        self._reserve = reserve
+        self._log2_min = log2_min
+        self._sparseness = sparseness
+        self.base: Final = words.load(at.H_BASE)
+        self.lsn = 0
+        self._salt = words.load(at.H_SALT)
+        self._region = Region(words.load(at.H_REGION))
+        self._index_used = 0  # words that are not 0, tombstones included
+        self._slots_used = 0
+        self._free_slots: list[int] = []
+        self._rows: dict[ClientId, int] = {}
+        self._clients: dict[tuple[int, int], set[ClientId]] = {}  # by process: those with a row
+        self._free_rows = list(range(layout.rows_max - 1, -1, -1))
+        self._noted_lines: set[int] = set()  # named by a row
+        self._counters = dict.fromkeys(_COUNTERS, 0)
+        self._used_bytes = 0
+        self._spare = layout.rows_max + 1  # a delete's block for every row, and one to begin with
+        self._arena = Arena(
+            first_line=layout.arena_line,
+            free_from=self._region.line + self._region.lines_count,
+            lines_max=layout.lines_max,
+            frontier=words.load(at.H_LINES_RESERVED),
+            reserve=self._reserve_lines,
+        )
+
+    # --- What operations ask
+
+    @property
+    def next_version(self) -> int:
+        """The version that the next create or update will have (after `make_room`)."""
+        return self.base + self.lsn + 1
+
+    def block(self, slot: int) -> Block:
+        """Return the record of a slot that is in use."""
+        line = self._view[self._ctl_index + slot] & at.LINE_MASK
+        length = self._view[line * at.LINE_WORDS + 1] & at.SLOT_MASK
+        return record.decode_head(self._words.copy_out(line * at.LINE_BYTES, length))
+
+    def outcome(self, client: ClientId) -> Block | None:
+        """Return the block of the client's last outcome, if one is remembered."""
+        row = self._rows.get(client)
+        if row is None:
+            return None
+        line = self._view[self._rows_index + row] & at.LINE_MASK
+        length = self._view[line * at.LINE_WORDS + 1] & at.SLOT_MASK
+        return record.decode_head(self._words.copy_out(line * at.LINE_BYTES, length))
+
+    # --- Mutations
+
+    def make_room(self, now_ns: int = 0) -> None:
+        """Make sure that the index and the slots take one session more. May use up an LSN.
+
+        Raises:
+            StoreFullError: They cannot. Nothing changed but where the index stands.
+
+        """
+        if self.lsn >= config.LSN_MAX:
+            self._refuse_late_lsn()
+        if not self._free_slots:
+            self._reserve_slot(self._slots_used)
+        if index.is_crowded(self._region, self._index_used, self._sparseness):
+            self._grow_index(now_ns)
+
+    def create(
+        self,
+        code: str,
+        payload: bytes,
+        *,
+        owner: Owner | None,
+        now_ns: int,
+        expires_ns: int,
+        note: Note | None,
+    ) -> int:
+        """Publish a new session and return its slot. `make_room` was called, the code is free.
+
+        Raises:
+            StoreFullError: No room for the record or the client. Nothing changed, but that an
+                outcome may be forgotten whose request's deadline is past.
+
+        """
+        words, lsn = self._words, self.lsn + 1
+        line, row = self._line_and_row(record.HEAD_BYTES + len(payload), note, now_ns)
+        slot = self._free_slots[-1] if self._free_slots else self._slots_used
+        block = record.encode_session(lsn, slot, note, lsn, owner, now_ns, expires_ns, payload)
+        self.mutating = True
+        if self._free_slots:
+            self._free_slots.pop()
+        else:
+            self._first_use()
+        word = self._fill(line, block, lsn)
+        if note is not None:
+            self._note(row, note, word)
+        if self._fence is not None:
+            self._fence()
+        self._index_used += index.put(words, self._region, index.tag_of(code, self._salt), slot)
+        if self._fence is not None:
+            self._fence()
+        words.store(self._ctl_index + slot, word)  # SYNC-publish: pairs with the reader's load
+        self.codes[code] = slot
+        words.store(at.H_COUNT, len(self.codes))
+        self._count(at.H_CREATED)
+        self._own(slot, None, owner, now_ns)
+        self.mutating = False
+        return slot
+
+    def update(
+        self,
+        slot: int,
+        payload: bytes,
+        *,
+        old: Block,
+        owner: Owner | None,
+        now_ns: int,
+        expires_ns: int,
+        note: Note | None,
+    ) -> None:
+        """Publish a session's next state.
+
+        Raises:
+            StoreFullError: No room for the record or the client. Nothing changed.
+
+        """
+        if self.lsn >= config.LSN_MAX:
+            self._refuse_late_lsn()
+        lsn = self.lsn + 1
+        line, row = self._line_and_row(record.HEAD_BYTES + len(payload), note, now_ns)
+        block = record.encode_session(
+            lsn, slot, note, old.created_lsn, owner, now_ns, expires_ns, payload
+        )
+        self.mutating = True
+        word = self._fill(line, block, lsn)
+        if note is not None:
+            self._note(row, note, word)
+        if self._fence is not None:
+            self._fence()
+        self._replace_ctl(slot, word)  # SYNC-publish: pairs with the reader's load
+        self._count(at.H_UPDATED)
+        if owner is None or owner is not old.owner:
+            self._own(slot, old.owner, owner, now_ns)
+        self.mutating = False
+
+    def delete(
+        self,
+        code: str,
+        *,
+        owner: Owner | None,
+        note: Note | None,
+        now_ns: int,
+        counter: int = at.H_DELETED,
+    ) -> None:
+        """Delete a session; `counter` is the header word that counts this kind of delete.
+
+        Never fails for want of lines: every create and update left some for it.
+
+        Raises:
+            StoreFullError: No row for the client. Nothing changed.
+
+        """
+        slot = self.codes[code]
+        row = self._row_for(note, now_ns)
+        self.mutating = True
+        lsn = self.lsn + 1
+        if note is None:
+            self.lsn = lsn
+        else:
+            line = self._arena.allocate(1)
+            outcome = record.encode_outcome(lsn=lsn, slot=slot, note=note, result=1)
+            self._note(row, note, self._fill(line, outcome, lsn))
+            if self._fence is not None:
+                self._fence()
+        self._replace_ctl(slot, lsn << at.LINE_BITS)  # SYNC-publish: pairs with the reader's load
+        if self._fence is not None:
+            self._fence()
+        place = index.find(self._view, self._region, index.tag_of(code, self._salt), slot)
+        assert place is not None, "a session's index word stands until its tombstone"
+        self._words.store(place, at.TOMBSTONE)
+        del self.codes[code]
+        self._free_slots.append(slot)
+        self._words.store(at.H_COUNT, len(self.codes))
+        self._count(counter)
+        self._disown(slot, owner)
+        self.mutating = False
+
+    def forget(self, client: ClientId) -> None:
+        """Give back the row of a client that said goodbye or is dead.
+
+        The row keeps its LSN: with 0 in it, the highest LSN could be lost, and given out again.
+        """
+        row = self._rows.pop(client, None)
+        if row is None:
+            return
+        where = self._rows_index + row
+        word = self._view[where]
+        self._words.store(where, word & ~at.LINE_MASK)
+        self._unpin(word & at.LINE_MASK)
+        self._free_rows.append(row)
+        process = client.pid, client.start_ticks
+        self._clients[process].discard(client)
+        if not self._clients[process]:
+            del self._clients[process]
+
+    def clients(self) -> list[ClientId]:
+        """Return the clients whose last outcome is remembered."""
+        return list(self._rows)
+
+    def forget_process(self, pid: int, start_ticks: int) -> None:
+        """Give back the rows of all clients of a process that is dead."""
+        for client in self._clients.get((pid, start_ticks), set()).copy():
+            self.forget(client)
+
+    # --- Steps of the write order
+
+    def _refuse_late_lsn(self) -> NoReturn:
+        msg = "the table has used up its sequence numbers: stop the store and start it again"
+        raise StoreFullError(msg)
+
+    def _allocate(self, count: int, now_ns: int, align: int = 1) -> int:
+        """Take lines; if need be, those of outcomes that nobody may ask for any more.
+
+        A client that deleted a large session, say, and has been silent since, still pins it.
+        """
+        try:
+            return self._arena.allocate(count, spare=self._spare, align=align)
+        except StoreFullError:
+            settled = list(self._settled(now_ns))
+            if not settled:
+                raise
+        for client in settled:
+            self.forget(client)
+        return self._arena.allocate(count, spare=self._spare, align=align)
+
+    def _line_and_row(self, length_bytes: int, note: Note | None, now_ns: int) -> tuple[int, int]:
+        """Take lines for a record, then choose the client's row: making room may free any row."""
+        count = record.lines_of(length_bytes)
+        line = self._allocate(count, now_ns)
+        try:
+            return line, self._row_for(note, now_ns)
+        except StoreFullError:
+            self._arena.release(line, count)
+            raise
+
+    def _settled(self, now_ns: int) -> Iterator[ClientId]:
+        """Yield the clients whose last request's deadline is past: no retry of it is taken."""
+        for client in list(self._rows):
+            outcome = self.outcome(client)
+            assert outcome is not None, "a client that has a row has an outcome"
+            if outcome.deadline_ns < now_ns:
+                yield client
+
+    def _fill(self, line: int, block: bytes, lsn: int) -> int:
+        """Copy a block into lines that nothing names, and return the word that will name it."""
+        if self._fence is not None:
+            self._fence()  # what last read these lines is done before they change
+        self._words.copy_in(line * at.LINE_BYTES, block)
+        if self._fence is not None:
+            self._fence()
+        self.lsn = lsn
+        return lsn << at.LINE_BITS | line
+
+    def _row_for(self, note: Note | None, now_ns: int) -> int:
+        """Return the client's row, or the one that it is going to have; -1 for the manager."""
+        if note is None:
+            return -1
+        row = self._rows.get(note.client)
+        if row is not None:
+            return row
+        if not self._free_rows:
+            self._free_a_row(now_ns)
+        return self._free_rows[-1]
+
+    def _free_a_row(self, now_ns: int) -> None:
+        """Give up one outcome that nobody may ask for any more: its request's deadline is past."""
+        for client in self._settled(now_ns):
+            self.forget(client)
+            return
+        msg = (
+            f"{len(self._rows)} clients have written within their deadlines, and the table has no "
+            "row for another: close handles that are not needed, or try again in some seconds"
+        )
+        raise StoreFullError(msg)
+
+    def _note(self, row: int, note: Note, word: int) -> None:
+        """Store the client's outcome, and give back the one before it."""
+        where = self._rows_index + row
+        old = self._view[where] & at.LINE_MASK
+        if not old:  # the client's first outcome, in a row that nobody has
+            assert self._free_rows[-1] == row
+            client = note.client
+            self._rows[client] = self._free_rows.pop()
+            self._clients.setdefault((client.pid, client.start_ticks), set()).add(client)
+        self._words.store(where, word)  # decided
+        self._noted_lines.add(word & at.LINE_MASK)
+        if old:
+            self._unpin(old)
+
+    def _unpin(self, line: int) -> None:
+        """A row names this block no longer: give it back unless a control word does."""
+        self._noted_lines.discard(line)
+        slot = self._view[line * at.LINE_WORDS + 1] >> at.TAG_SHIFT
+        if self._view[self._ctl_index + slot] & at.LINE_MASK != line:
+            self._release(line)
+
+    def _replace_ctl(self, slot: int, word: int) -> None:
+        """Publish a slot's next state, and give back its last record unless a row names it."""
+        where = self._ctl_index + slot
+        old = self._view[where] & at.LINE_MASK
+        self._words.store(where, word)
+        if old not in self._noted_lines:
+            self._release(old)
+
+    def _count(self, counter: int) -> None:
+        """Store the figures that a mutation changed."""
+        words, counters = self._words, self._counters
+        counters[counter] += 1
+        words.store(counter, counters[counter])
+        words.store(at.H_LSN, self.lsn)
+        used = self._arena.taken_count * at.LINE_BYTES + self._slots_used * 2 * at.WORD_BYTES
+        if used != self._used_bytes:
+            self._used_bytes = used
+            words.store(at.H_USED_BYTES, self._layout.ctl_offset + used)
+
+    # --- What is derived
+
+    def _own(self, slot: int, old: Owner | None, new: Owner | None, now_ns: int) -> None:
+        if new is None:
+            self.unowned.pop(slot, None)  # to the end: oldest write first
+            self.unowned[slot] = now_ns
+            if old is not None:
+                self._disown(slot, old)
+        elif new != old:
+            self._disown(slot, old)
+            self.owned.setdefault(new, set()).add(slot)
+            self._words.store(at.H_OWNERS, len(self.owned))
+
+    def _disown(self, slot: int, owner: Owner | None) -> None:
+        if owner is None:
+            self.unowned.pop(slot, None)
+            return
+        slots = self.owned[owner]
+        slots.discard(slot)
+        if not slots:
+            del self.owned[owner]
+            self._words.store(at.H_OWNERS, len(self.owned))
+
+    # --- Memory
+
+    def _release(self, line: int) -> None:
+        length = self._view[line * at.LINE_WORDS + 1] & at.SLOT_MASK
+        self._arena.release(line, -(-length // at.LINE_BYTES))
+
+    def _grow_index(self, now_ns: int = 0) -> None:
+        """Build a larger region, or one without tombstones, and publish it by its header word."""
+        log2 = index.log2_for(len(self.codes), self._log2_min, self._sparseness)
+        old = self._region
+        new = Region(Region.encode(self.lsn + 1, log2, 0))
+        line = self._allocate(new.lines_count, now_ns, align=at.PAGE_LINES)
+        self.lsn += 1
+        new = Region(Region.encode(self.lsn, log2, line))
+        self._words.fence()
+        self._words.copy_in(line * at.LINE_BYTES, index.rebuilt(self._view, old, log2))
+        self._words.fence()
+        self._words.store(at.H_REGION, new.word)  # SYNC-region: pairs with reader.lookup
+        self._region = new
+        self._index_used = len(self.codes)
+        self._arena.release(old.line, old.lines_count)
+
+    def _first_use(self) -> None:
+        """Move the high-water mark over the next slot; `make_room` reserved its pages."""
+        self._slots_used += 1
+        self._words.store(at.H_SLOTS_USED, self._slots_used)  # SYNC-mark: pairs with reader._ctls
+        self._words.fence()  # the mark before the slot's first use: a list must not miss it
+
+    def _reserve_slot(self, slot: int) -> None:
+        if slot >= self._layout.slots_max:
+            msg = (
+                f"the table has {slot} sessions, and no slot for another: delete sessions, or "
+                "start the store with a larger map_size_bytes"
+            )
+            raise StoreFullError(msg)
+        reserved = self._words.load(at.H_SLOTS_RESERVED)
+        if slot < reserved:
+            return
+        wanted = min(reserved + _CHUNK_SLOTS, self._layout.slots_max)
+        for offset in (self._layout.ctl_offset, self._layout.touch_offset):
+            begin = offset + reserved * at.WORD_BYTES
+            self._reserve(begin, offset + wanted * at.WORD_BYTES - begin)
+        self._words.store(at.H_SLOTS_RESERVED, wanted)
+
+    def _reserve_lines(self, wanted: int) -> int:
+        """Get pages for the arena up to a line: a chunk ahead, or just that when space is short."""
+        frontier = self._words.load(at.H_LINES_RESERVED)
+        ahead = min(-(-wanted // _CHUNK_LINES) * _CHUNK_LINES, self._layout.lines_max)
+        just = min(-(-wanted // at.PAGE_LINES) * at.PAGE_LINES, self._layout.lines_max)
+        try:
+            self._reserve_to(frontier, ahead)
+        except StoreFullError:
+            self._reserve_to(frontier, just)
+            ahead = just
+        self._words.store(at.H_LINES_RESERVED, ahead)
+        return ahead
+
+    def _reserve_to(self, frontier: int, wanted: int) -> None:
+        begin = frontier * at.LINE_BYTES
+        self._reserve(begin, wanted * at.LINE_BYTES - begin)
+
+
+def end_table(words: Words, layout: Layout, state: int) -> None:
+    """End a table, one's own or one that a dead manager left; no writer may use it afterwards.
+
+    The state comes first, so that a reader that finds nothing also finds the reason; then the
+    count, which len() reads alone; then every control word to free, so that no cache serves what
+    is gone. Each keeps its LSN: no word ever repeats.
+    """
+    words.store(at.H_STATE, state)  # SYNC-end: pairs with the reader's look at the state
+    words.fence()
+    words.store(at.H_COUNT, at.NEVER)
+    for slot in range(min(words.load(at.H_SLOTS_USED), layout.slots_max)):
+        word = words.load(layout.ctl_index + slot)
+        if word & at.LINE_MASK:
+            words.store(layout.ctl_index + slot, word & ~at.LINE_MASK)
