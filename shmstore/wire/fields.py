@@ -1,0 +1,159 @@
+"""The fields that a write gives: from the caller's mapping and keywords to what is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from shmstore.wire.values import check_code, check_value
+
+_Direction: TypeAlias = Literal["send", "receive"]
+_Status: TypeAlias = Literal["pending", "connected", "completed", "failed"]
+DIRECTIONS: Final[tuple[str, ...]] = get_args(_Direction)
+STATUSES: Final[tuple[str, ...]] = get_args(_Status)
+
+_Aware = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class Fields(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    """What one write gives. UNSET is not given; None is a value.
+
+    `rest` are the keys that become `data`; with `whole` they replace it, else they are merged.
+    """
+
+    code: str | UnsetType = UNSET
+    direction: _Direction | UnsetType | None = UNSET
+    status: _Status | UnsetType = UNSET
+    owner_pid: int | UnsetType | None = UNSET
+    created_at: _Aware | UnsetType = UNSET
+    connected_at: _Aware | UnsetType | None = UNSET
+    sender_info: dict[str, Any] | UnsetType | None = UNSET
+    receiver_info: dict[str, Any] | UnsetType | None = UNSET
+    rest: dict[str, Any] = {}
+    whole: bool = False
+
+
+NAMES: Final = frozenset(Fields.__struct_fields__) - {"rest", "whole"}
+
+
+def gather(
+    mapping: Mapping[str, Any] | None, keywords: Mapping[str, Any], data: Mapping[str, Any] | None
+) -> Fields:
+    """Return the fields that a caller gave, checked.
+
+    Args:
+        mapping: The positional mapping: every key of it is a field or a key of `data`.
+        keywords: The keyword arguments that are not reserved; they win over the mapping.
+        data: The keyword `data`: the rest, whole; other keys are merged over it.
+
+    Raises:
+        TypeError: A value is of a type that its field, or any session, cannot hold.
+        ValueError: A value is out of its field's range.
+
+    """
+    given = keywords if mapping is None else {**_mapping(mapping, "the session"), **keywords}
+    rest = {} if data is None else _data(data)
+    known = {}
+    for name, value in given.items():
+        check = _CHECKS.get(name)
+        if check is None:
+            rest[name] = value
+        else:
+            known[name] = check(value, name)
+    for name, value in rest.items():
+        if type(name) is not str:
+            msg = f"a session's keys are str, not {type(name).__name__}: {name!r}"
+            raise TypeError(msg)
+        check_value(name, f"the key {name!r}")
+        check_value(value, name)
+    return Fields(**known, rest=rest, whole=data is not None)
+
+
+def _data(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of what the keyword `data` gives."""
+    rest = dict(_mapping(data, "data"))
+    for name in rest:
+        if name in NAMES:
+            msg = f"data has the key {name!r}, which is a field: give it beside data, not within"
+            raise ValueError(msg)
+    return rest
+
+
+def _mapping(value: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+    if type(value) is not dict and not isinstance(value, Mapping):
+        msg = f"{what} is given as a mapping, not as {type(value).__name__}: {value!r}"
+        raise TypeError(msg)
+    return value
+
+
+def _one_of(allowed: tuple[object, ...]) -> Any:  # a check: (value, name) -> value
+    def check(value: object, name: str) -> object:
+        if type(value) is not str and value is not None:
+            msg = f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}"
+            raise TypeError(msg)
+        if value not in allowed:
+            msg = f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}"
+            raise ValueError(msg)
+        return value
+
+    return check
+
+
+def _code(value: object, _name: str) -> str:
+    return check_code(value)
+
+
+def _pid(value: object, name: str) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int:
+        msg = f"{name} is a process id or None, not {value!r}"
+        raise TypeError(msg)
+    if not 0 < value < 1 << 31:
+        msg = f"{name} is no process id: {value}"
+        raise ValueError(msg)
+    return value
+
+
+def _time(value: object, name: str) -> datetime:
+    if type(value) is not datetime:
+        msg = f"{name} is an aware datetime, not {value!r}"
+        raise TypeError(msg)
+    check_value(value, name)
+    return value
+
+
+def _time_or_none(value: object, name: str) -> datetime | None:
+    return None if value is None else _time(value, name)
+
+
+def _info(value: object, name: str) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    if type(value) is not dict and not isinstance(value, Mapping):
+        msg = f"{name} is a mapping or None, not {type(value).__name__}: {value!r}"
+        raise TypeError(msg)
+    info: dict[str, Any] = value if isinstance(value, dict) else dict(value)
+    for key in info:
+        if type(key) is not str:
+            msg = f"{name} has the key {key!r}: its keys are str"
+            raise TypeError(msg)
+    check_value(info, name)
+    return info
+
+
+_CHECKS: Final = {
+    "code": _code,
+    "direction": _one_of((*DIRECTIONS, None)),
+    "status": _one_of(STATUSES),
+    "owner_pid": _pid,
+    "created_at": _time,
+    "connected_at": _time_or_none,
+    "sender_info": _info,
+    "receiver_info": _info,
+}
+assert set(_CHECKS) == NAMES

@@ -1,0 +1,212 @@
+"""Messages: what a proxy asks and a manager answers. MessagePack arrays, tagged by a number.
+
+Rules: a tag and a field never change their meaning; new fields go to the end with a default. WIRE
+changes when that cannot be kept, and the two ends then refuse each other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+
+import msgspec
+
+from shmstore import errors
+from shmstore._table.record import ClientId, decode_payload
+from shmstore.errors import ProtocolError, ShmStoreError
+from shmstore.model import Session
+from shmstore.wire.fields import Fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WIRE: Final = 1
+
+# --- What a proxy says
+
+
+class Hello(msgspec.Struct, tag=0, array_like=True, frozen=True):
+    """The first message of a connection."""
+
+    wire: int
+    format: int
+    client: ClientId
+
+
+_Word: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""What a word of the table takes, and what msgspec can hold a number to."""
+
+
+class Request(msgspec.Struct, array_like=True, frozen=True):
+    """The head of every request.
+
+    Attributes:
+        number: Counts the client's requests; a repeated one has its first try's.
+        deadline_ns: Boot clock; the manager does not begin it later.
+        first_base: 0 for a first try; for a repeated one the id of the table that it was sent to.
+
+    """
+
+    number: _Word
+    deadline_ns: _Word
+    first_base: _Word
+
+
+class Create(Request, tag=1, frozen=True):
+    """Create a session; a taken code is an error. `unowned`: nobody's, unless a pid is given."""
+
+    fields: Fields
+    unowned: bool
+
+
+class Changing(Request, frozen=True):
+    """The head of what is done to one session by its code."""
+
+    code: str
+    if_version: int | None
+    if_created: int | None
+
+
+class Update(Changing, tag=2, frozen=True):
+    """Merge fields into a session."""
+
+    fields: Fields
+
+
+class Replace(Changing, tag=3, frozen=True):
+    """Make a session anew; only owner and created_at stay unless given."""
+
+    fields: Fields
+
+
+class Put(Changing, tag=4, frozen=True):
+    """Replace or create."""
+
+    fields: Fields
+    unowned: bool
+
+
+class Delete(Changing, tag=5, frozen=True):
+    """Delete a session."""
+
+
+class Stop(Request, tag=6, frozen=True):
+    """End the store."""
+
+
+class Goodbye(msgspec.Struct, tag=7, array_like=True, frozen=True):
+    """The client will ask for no outcome any more."""
+
+
+Asked = Hello | Create | Update | Replace | Put | Delete | Stop | Goodbye
+
+# --- What a manager answers
+
+
+class Welcome(msgspec.Struct, tag=0, array_like=True, frozen=True):
+    """The answer to Hello."""
+
+    wire: int
+    format: int
+    base: int
+    epoch: int
+    manager_pid: int
+    max_session_bytes: int
+
+
+class Done(msgspec.Struct, tag=1, array_like=True, frozen=True):
+    """The session as the request left it, encoded as in the table."""
+
+    number: int
+    base: int
+    session: msgspec.Raw
+
+
+class DoneHere(msgspec.Struct, tag=1, array_like=True, frozen=True):
+    """Done as a proxy decodes it: the session with the message, in one go."""
+
+    number: int
+    base: int
+    session: Session
+
+
+class Gone(msgspec.Struct, tag=2, array_like=True, frozen=True):
+    """The session is not there any more; whether it was there before."""
+
+    number: int
+    base: int
+    existed: bool
+
+
+class Failed(msgspec.Struct, tag=3, array_like=True, frozen=True):
+    """Nothing was done, and why: an error's class name, message and fields."""
+
+    number: int
+    base: int
+    error: str
+    message: str
+    fields: dict[str, Any]
+    session: bytes = b""  # the present one, encoded as in the table; empty: none
+
+
+Answered = Welcome | Done | Gone | Failed
+Heard = Welcome | DoneHere | Gone | Failed
+
+encode: Final[Callable[[Asked | Answered | Session], bytes]] = msgspec.msgpack.Encoder().encode
+"""Return a message as the body of a frame."""
+
+_decode_asked: Final[Callable[[bytes], Asked]] = msgspec.msgpack.Decoder(Asked).decode
+_decode_answered: Final[Callable[[bytes], Heard]] = msgspec.msgpack.Decoder(Heard).decode
+_BUILTIN: Final[dict[str, type[ValueError | TypeError]]] = {
+    "ValueError": ValueError,
+    "TypeError": TypeError,
+}
+
+
+def decode_asked(body: bytes) -> Asked:
+    """Return what a proxy said.
+
+    Raises:
+        ProtocolError: It is no message.
+
+    """
+    try:
+        return _decode_asked(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        msg = f"what the client sent is no message of this protocol: {error}"
+        raise ProtocolError(msg) from error
+
+
+def decode_answered(body: bytes) -> Heard:
+    """Return what a manager said.
+
+    Raises:
+        ProtocolError: It is no message.
+
+    """
+    try:
+        return _decode_answered(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        msg = f"what the manager sent is no message of this protocol: {error}"
+        raise ProtocolError(msg) from error
+
+
+def failure(number: int, base: int, error: ShmStoreError | ValueError | TypeError) -> Failed:
+    """Return the answer that carries this error."""
+    fields = dict(vars(error))
+    session = fields.pop("session", None)
+    raw = b"" if session is None else encode(session)
+    return Failed(number, base, type(error).__name__, str(error), fields, raw)
+
+
+def error_of(failed: Failed) -> ShmStoreError | ValueError | TypeError:
+    """Return the error that an answer carries."""
+    builtin = _BUILTIN.get(failed.error)
+    if builtin is not None:
+        return builtin(failed.message)
+    error = errors.named(failed.error, failed.message)
+    if error is None:
+        return ProtocolError(f"the manager failed with {failed.error}: {failed.message}")
+    vars(error).update({k: v for k, v in failed.fields.items() if k in vars(error)})
+    if failed.session:
+        vars(error)["session"] = decode_payload(failed.session)
+    return error
