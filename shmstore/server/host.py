@@ -1,0 +1,177 @@
+"""The host: the table together with its owners, and everything that may change either.
+
+Rules:
+
+- Called by one thread, one request at a time: whatever happens within a call happens at once.
+- An owner is watched before anything is published for it, and looked at once more in between: a
+  death after that look is reported by the watcher, and finds the session in the table.
+- A death deletes what belongs to *that* process: the same code, created again by another since,
+  and another process under the same pid are not touched.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET, UnsetType
+
+from shmstore import config, operations
+from shmstore._os import clock
+from shmstore._os.process import Life
+from shmstore._table import header
+from shmstore._table import layout as at
+from shmstore._table.record import decode_payload
+from shmstore._table.writer import end_table
+from shmstore.errors import OwnerNotAliveError
+from shmstore.model import Owner
+from shmstore.operations import Context, StaleOwnerError
+from shmstore.wire.messages import Create, Delete, Put, Update
+
+if TYPE_CHECKING:
+    from shmstore._table.record import ClientId
+    from shmstore.operations import Answer, Operation
+    from shmstore.server.table_file import TableFile
+    from shmstore.watcher import OwnerWatcher
+
+_log = logging.getLogger("shmstore.server")
+
+
+class Host:
+    """One table, its owners, and the requests on both.
+
+    Args:
+        file: The table.
+        watcher: Who reports the owners' deaths.
+
+    Attributes:
+        options: The store's.
+
+    """
+
+    def __init__(self, file: TableFile, watcher: OwnerWatcher) -> None:
+        self.file = file
+        self.watcher = watcher
+        self._table = file.writer
+        self.options = header.options_of(file.words.view)
+        self._warned = False
+
+    @property
+    def base(self) -> int:
+        """The table's id."""
+        return self._table.base
+
+    @property
+    def epoch(self) -> int:
+        """How many managers this table has had."""
+        return self.file.words.load(at.H_EPOCH)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no session."""
+        return not self._table.codes
+
+    @property
+    def is_half_done(self) -> bool:
+        """Whether a mutation was left in its middle: this process must not go on."""
+        return self._table.mutating
+
+    def apply(self, request: Operation, client: ClientId, caller: Owner) -> Answer:
+        """Do what a client asks.
+
+        Raises:
+            ShmStoreError: Nothing was done, and why.
+            ValueError: The request gives something that no session has.
+
+        """
+        given = self._given(request, caller)
+        now_ns, now = clock.boot_ns(), clock.wall()
+        limit = self.options.max_session_bytes
+        context = Context(client, caller, given, now_ns, now, limit, self._is_dead)
+        try:
+            answer = operations.apply(self._table, request, context)
+        except StaleOwnerError as stale:
+            self.reap(stale.owner)  # its death has not been reported yet; the report finds nothing
+            answer = operations.apply(self._table, request, context)
+        if self._table.lsn >= config.LSN_WARN and not self._warned:
+            self._warned = True
+            _log.warning("half of the table's sequence numbers are used: restart it within months")
+        return answer
+
+    def reap(self, owner: Owner) -> None:
+        """Delete every session of a dead owner, and forget what it asked."""
+        slots = list(self._table.owned.get(owner, ()))
+        for slot in slots:
+            self._delete(slot, at.H_REAPED)
+        self._table.forget_process(owner.pid, owner.start_ticks)
+        if slots:
+            _log.info("process %d exited; its %d sessions are gone", owner.pid, len(slots))
+
+    def forget(self, client: ClientId) -> None:
+        """Forget the last outcome of a client that will not ask for it."""
+        self._table.forget(client)
+
+    def sweep(self, connected: set[Owner]) -> None:
+        """Delete what nobody owns and is too old; stop watching who is not needed any more."""
+        max_age_s = self.options.unowned_max_age_s
+        if max_age_s is not None:
+            oldest_ns = clock.boot_ns() - round(max_age_s * 1e9)
+            unowned = self._table.unowned  # oldest write first
+            for slot in [slot for slot, written_ns in unowned.items() if written_ns < oldest_ns]:
+                self._delete(slot, at.H_EXPIRED)
+        self._forget_the_dead(connected)
+        self.watcher.keep_only(connected | self._table.owned.keys())
+
+    def _forget_the_dead(self, connected: set[Owner]) -> None:
+        """Give back the rows of clients that nobody watched when their processes exited."""
+        there = {(owner.pid, owner.start_ticks) for owner in connected}
+        for pid, start_ticks in {(c.pid, c.start_ticks) for c in self._table.clients()} - there:
+            if self.watcher.life_of(Owner(pid, start_ticks, 0)) is Life.DEAD:
+                self._table.forget_process(pid, start_ticks)
+
+    def beat(self) -> None:
+        """Show that the manager lives, and how many owners it cannot wait for."""
+        words = self.file.words
+        words.store(at.H_HEARTBEAT_NS, clock.boot_ns())
+        words.store(at.H_OWNERS_POLLED, self.watcher.polled_count)
+
+    def end(self, state: int) -> None:
+        """End the table; its files go, and readers are told why."""
+        end_table(self.file.words, self.file.layout, state)
+        self.file.unlink()
+        try:
+            self.file.lock.raise_version_floor(self._table.next_version)
+        except OSError:
+            _log.exception("the version reached cannot be kept; the clock has to serve")
+
+    def _given(self, request: Operation, caller: Owner) -> Owner | UnsetType | None:
+        """Return the owner that a request names, watched and alive; UNSET when it names none."""
+        if isinstance(request, Delete):
+            return UNSET
+        pid = request.fields.owner_pid
+        if pid is UNSET and isinstance(request, Update):
+            return UNSET
+        if pid is None:
+            return None
+        if pid is UNSET:
+            if isinstance(request, Create | Put) and not request.unowned:
+                self._require_alive(caller)
+            return UNSET
+        owner = caller if pid == caller.pid else self.watcher.watch(pid)
+        self._require_alive(owner)
+        return owner
+
+    def _require_alive(self, owner: Owner) -> None:
+        if self._is_dead(owner):
+            msg = f"process {owner.pid} has exited, so it cannot own a session"
+            raise OwnerNotAliveError(msg, owner_pid=owner.pid)
+
+    def _is_dead(self, owner: Owner) -> bool:
+        return self.watcher.life_of(owner) is Life.DEAD
+
+    def _delete(self, slot: int, counter: int) -> None:
+        block = self._table.block(slot)
+        code = decode_payload(block.payload).code
+        self._table.delete(
+            code, owner=block.owner, note=None, now_ns=clock.boot_ns(), counter=counter
+        )
