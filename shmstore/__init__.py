@@ -1,0 +1,90 @@
+"""Sessions that every process of a machine reads in about a hundred nanoseconds.
+
+And that vanish when the process that owns them dies.
+
+    >>> import shmstore
+    >>> with shmstore.open("sync") as store:  # doctest: +SKIP
+    ...     session = store.create(direction="send")
+    ...     store.get(session.code).status
+    'pending'
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shmstore.errors import (
+    AccessDeniedError,
+    AlreadyClaimedError,
+    BackendUnavailableError,
+    ManagerTimeoutError,
+    ManagerUnavailableError,
+    OwnerNotAliveError,
+    ProtocolError,
+    ReadContendedError,
+    SessionDecodeError,
+    SessionExistsError,
+    SessionNotFoundError,
+    SessionTooLargeError,
+    ShmStoreError,
+    StoreAlreadyRunningError,
+    StoreClosedError,
+    StoreFullError,
+    StoreNotRunningError,
+    StoreOptionsError,
+    TableCorruptError,
+    TableFormatError,
+    VersionConflictError,
+)
+from shmstore.model import ChildSpec, FrozenDict, Owner, Session, StoreStats
+from shmstore.version import __version__
+
+if TYPE_CHECKING:
+    from shmstore.store import SessionStore, open
+
+__all__ = [
+    "AccessDeniedError",
+    "AlreadyClaimedError",
+    "BackendUnavailableError",
+    "ChildSpec",
+    "FrozenDict",
+    "ManagerTimeoutError",
+    "ManagerUnavailableError",
+    "Owner",
+    "OwnerNotAliveError",
+    "ProtocolError",
+    "ReadContendedError",
+    "Session",
+    "SessionDecodeError",
+    "SessionExistsError",
+    "SessionNotFoundError",
+    "SessionStore",
+    "SessionTooLargeError",
+    "ShmStoreError",
+    "StoreAlreadyRunningError",
+    "StoreClosedError",
+    "StoreFullError",
+    "StoreNotRunningError",
+    "StoreOptionsError",
+    "StoreStats",
+    "TableCorruptError",
+    "TableFormatError",
+    "VersionConflictError",
+    "__version__",
+    "open",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load what opens a store when it is first asked for: importing names alone stays cheap."""
+    if name not in {"SessionStore", "open"}:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    from shmstore._os import support  # some 40 ms in all, and nothing that a system may lack
+
+    support.require()
+    from shmstore import store
+
+    found: object = getattr(store, name)
+    globals()[name] = found
+    return found

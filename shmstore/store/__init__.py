@@ -1,0 +1,6 @@
+"""The session store as a program sees it: local reads, writes through the proxy."""
+
+from shmstore.store.opening import open
+from shmstore.store.session_store import SessionStore
+
+__all__ = ["SessionStore", "open"]

@@ -1,0 +1,73 @@
+"""`shmstore.open`: the way to every store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET, UnsetType
+
+from shmstore.store.session_store import SessionStore
+from shmstore.store.settings import settings_of
+
+if TYPE_CHECKING:
+    import os
+
+
+def open(  # noqa: A001  # used as shmstore.open
+    name: str,
+    *,
+    start: bool = True,
+    directory: str | os.PathLike[str] | None = None,
+    owned: bool | None = None,
+    timeout_s: float | None = None,
+    cache_max_count: int | None = None,
+    map_size_bytes: int | UnsetType = UNSET,
+    max_session_bytes: int | UnsetType = UNSET,
+    unowned_max_age_s: float | UnsetType | None = UNSET,
+    idle_timeout_s: float | UnsetType = UNSET,
+    sweep_interval_s: float | UnsetType = UNSET,
+) -> SessionStore:
+    """Attach to the store of this name, and start its manager when none runs.
+
+    Of many processes that open it at once exactly one starts the manager. What is not given is
+    taken from the environment (SHMSTORE_TIMEOUT_S and so on), then from what runs, then from the
+    defaults.
+
+    Args:
+        name: 1 to 64 of A-Z a-z 0-9 . _ -, the first no . _ or -.
+        start: Whether a manager may be started, now or by a later write.
+        directory: The store's directory; SHMSTORE_DIR, or this user's in /dev/shm.
+        owned: Whether sessions created here belong to this process by default; True.
+        timeout_s: The calls' default deadline in seconds; 5.
+        cache_max_count: Decoded sessions that this handle keeps; 65,536.
+        map_size_bytes: Of the store: the table's size at most; 1 GiB. A limit, not a cost.
+        max_session_bytes: Of the store: one encoded session at most; 16 MiB.
+        unowned_max_age_s: Of the store: how long a session of nobody lives after its last write;
+            a day; None for ever.
+        idle_timeout_s: Of the store: how long the manager stays without connection and session;
+            60; 0 for ever.
+        sweep_interval_s: Of the store: how often every owner and age is looked at; 60.
+
+    Raises:
+        StoreNotRunningError: None runs, and start is False.
+        StoreOptionsError: One runs with another value of an option that was given.
+        AccessDeniedError: The directory is another user's.
+        ManagerTimeoutError: The manager does not start or answer.
+        TypeError: An option is of the wrong type.
+        ValueError: An option is out of range.
+
+    """
+    settings = settings_of(
+        name,
+        start=start,
+        directory=directory,
+        owned=owned,
+        timeout_s=timeout_s,
+        cache_max_count=cache_max_count,
+        map_size_bytes=map_size_bytes,
+        max_session_bytes=max_session_bytes,
+        unowned_max_age_s=unowned_max_age_s,
+        idle_timeout_s=idle_timeout_s,
+        sweep_interval_s=sweep_interval_s,
+    )
+    return SessionStore(settings)
