@@ -1,0 +1,1 @@
+"""Stores inside other people's servers."""
