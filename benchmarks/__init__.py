@@ -1,0 +1,1 @@
+"""Benchmarks: every measure beside its yardstick, in one run. `python -m benchmarks`."""
