@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import gc
 import mmap
 import os
 import pickle
@@ -48,6 +49,15 @@ def until(condition: Callable[[], _T], timeout_s: float = DEADLINE_S) -> _T:
             msg = f"{getattr(condition, '__qualname__', condition)} did not hold in {timeout_s} s"
             raise AssertionError(msg)
         time.sleep(_POLL_S)
+
+
+def descriptors() -> int:
+    """Return how many descriptors this process has, less those that only wait to be collected.
+
+    Else what an earlier test left in a cycle would be closed in the middle of a later one's count.
+    """
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def is_gone(pid: int) -> bool:

@@ -34,7 +34,7 @@ from shmstore.watcher import OwnerWatcher
 from shmstore.wire import messages
 from shmstore.wire.fields import Fields
 from tests.hosts import NAME, SMALL, bare_host, serve_in_fork
-from tests.processes import NOBODY, Process, Sleeper, become_nobody, until
+from tests.processes import NOBODY, Process, Sleeper, become_nobody, descriptors, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -842,11 +842,11 @@ def test_the_sweep_lets_go_of_who_is_not_needed(store_dir: Path, children: Child
 
 def test_a_watcher_on_its_own_needs_no_sessions() -> None:
     """A watcher that is made and stopped without a thread leaves no descriptor open."""
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = descriptors()
     watcher = OwnerWatcher(lambda: None, SMALL.sweep_interval_s)
     watcher.watch(os.getpid())
     watcher.stop()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert descriptors() == before
 
 
 def test_half_of_the_numbers_used_is_said_once(

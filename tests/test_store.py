@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import os
 import pickle
@@ -37,7 +36,7 @@ from shmstore.errors import (
 from shmstore.model import ChildSpec, FrozenDict, StoreOptions
 from shmstore.store import followed, session_store
 from tests.hosts import serve_in_fork
-from tests.processes import become_nobody, header_of, is_gone, until, with_directory
+from tests.processes import become_nobody, descriptors, header_of, is_gone, until, with_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -705,7 +704,7 @@ class TestHandle:
                 capture_output=True,
                 check=True,
             )
-            return len(list(Path("/proc/self/fd").iterdir())), int(maps.stdout)
+            return descriptors(), int(maps.stdout)
 
         before = used()
         for _ in range(10):
@@ -716,13 +715,11 @@ class TestHandle:
 
     def test_that_is_dropped(self, store: SessionStore) -> None:
         """A handle that nobody closed gives its connection back with the object."""
-        gc.collect()
-        before = len(list(Path("/proc/self/fd").iterdir()))
+        before = descriptors()
         other = shmstore.open("t")
         other.create(code="A")
         del other
-        gc.collect()
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert descriptors() == before
         assert "A" in store
 
 
@@ -848,13 +845,11 @@ class TestOpen:
 
     def test_a_refused_open_leaves_no_descriptor(self, store: SessionStore) -> None:
         """An open that is refused gives back what it had."""
-        gc.collect()
-        before = len(list(Path("/proc/self/fd").iterdir()))
+        before = descriptors()
         for _ in range(3):
             with pytest.raises(StoreOptionsError):
                 shmstore.open("t", max_session_bytes=5000)
-        gc.collect()
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert descriptors() == before
         assert len(store) == 0
 
     def test_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:

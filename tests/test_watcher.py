@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +13,7 @@ from shmstore._os import process
 from shmstore._os.process import Life, Peer
 from shmstore.errors import AccessDeniedError, OwnerNotAliveError
 from shmstore.watcher import OwnerWatcher
-from tests.processes import DEADLINE_S, until
+from tests.processes import DEADLINE_S, descriptors, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,11 +48,6 @@ class Watching:
         """Wait until exactly these have been reported, each once."""
         until(lambda: len(self.collect()) >= len(owners))
         assert sorted(self.dead, key=lambda o: o.pid) == sorted(owners, key=lambda o: o.pid)
-
-
-def descriptors() -> int:
-    """Return how many descriptors this process has."""
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.fixture
