@@ -54,7 +54,7 @@ class Arena:
 
     Args:
         first_line: The first line that a block may have.
-        free_from: The first line that is free now; those before it are in use.
+        taken: (start, count) of the lines that are in use now, in ascending order, apart.
         lines_max: One more than the last.
         frontier: One more than the last line whose page is reserved.
         reserve: Called with the wanted frontier; returns the new one, at least that, at most
@@ -70,14 +70,14 @@ class Arena:
         self,
         *,
         first_line: int,
-        free_from: int,
+        taken: Iterable[tuple[int, int]],
         lines_max: int,
         frontier: int,
         reserve: Callable[[int], int],
     ) -> None:
-        """Begin with one extent, up to the frontier."""
+        """Begin with the gaps between what is taken, up to the frontier."""
         self.free_count = 0
-        self.taken_count = free_from - first_line
+        self.taken_count = 0
         self._first = first_line
         self._max = lines_max
         self._frontier = frontier
@@ -87,8 +87,12 @@ class Arena:
         self._occupied = 0  # bit n: bin n is not empty
         self._length_at: dict[int, int] = {}  # start of a free extent -> its length
         self._start_before: dict[int, int] = {}  # end of a free extent -> its start
-        if frontier > free_from:
-            self._add(free_from, frontier - free_from)
+        end = first_line
+        for start, count in (*taken, (frontier, 0)):
+            if start > end:
+                self._add(end, start - end)
+            end = start + count
+            self.taken_count += count
 
     def extents(self) -> Iterable[tuple[int, int]]:
         """Yield (start, length) of every free extent, merged, in no order."""

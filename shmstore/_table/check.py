@@ -177,10 +177,4 @@ class _Checker:
         self._taken[line] = (record.lines_of(length_bytes), where)
 
     def _block(self, line: int) -> bytes | None:
-        """Return the bytes of a block, None if they cannot all be there."""
-        if not self._layout.arena_line <= line < self._reserved:
-            return None
-        length = self._words.load(line * at.LINE_WORDS + 1) & at.SLOT_MASK
-        if line + record.lines_of(length) > self._reserved:
-            return None
-        return self._words.copy_out(line * at.LINE_BYTES, length)
+        return record.raw_at(self._words, line, self._layout.arena_line, self._reserved)

@@ -30,13 +30,16 @@ Source of the hash: XXH3, https://xxhash.com.
 from __future__ import annotations
 
 from struct import Struct
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from shmstore._table.layout import LINE_BYTES, WORD_BYTES
+from shmstore._table.layout import LINE_BYTES, LINE_WORDS, WORD_BYTES
 from shmstore.model import Owner, Session
+
+if TYPE_CHECKING:
+    from shmstore._table.words import Words
 
 KIND_SESSION: Final = 1
 KIND_OUTCOME: Final = 2
@@ -110,6 +113,16 @@ decode_payload: Final = msgspec.msgpack.Decoder(Session).decode
 def lines_of(length_bytes: int) -> int:
     """Return how many lines a block of this length takes."""
     return -(-length_bytes // LINE_BYTES)
+
+
+def raw_at(words: Words, line: int, lines_first: int, lines_end: int) -> bytes | None:
+    """Return the bytes of the block in a line, None if they cannot all be where there are pages."""
+    if not lines_first <= line < lines_end:
+        return None
+    length = words.load(line * LINE_WORDS + 1) & _HALF
+    if line + lines_of(length) > lines_end:
+        return None
+    return words.copy_out(line * LINE_BYTES, length)
 
 
 def _asked(note: Note | None) -> tuple[int, int, int, int]:

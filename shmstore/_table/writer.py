@@ -35,10 +35,12 @@ from shmstore import config
 from shmstore._table import index, record
 from shmstore._table import layout as at
 from shmstore._table.arena import Arena
+from shmstore._table.derived import of_new
 from shmstore._table.index import Region
 from shmstore.errors import StoreFullError
 
 if TYPE_CHECKING:
+    from shmstore._table.derived import Derived
     from shmstore._table.layout import Layout
     from shmstore._table.record import Block, ClientId, Note
     from shmstore._table.words import Words
@@ -60,7 +62,15 @@ _CHUNK_SLOTS: Final = 16 * at.PAGE_WORDS
 
 
 class TableWriter:
-    """The single writer of one table that is new and empty.
+    """The single writer of one table.
+
+    Args:
+        words: Its words.
+        layout: Its geometry.
+        reserve: Gets pages of its file.
+        derived: What `recovery` found of a table that another manager had; None: it is new.
+        log2_min: The size of the smallest index region.
+        sparseness: Index words for each one that is used.
 
     Attributes:
         codes: Code to slot, of every session.
@@ -78,14 +88,15 @@ class TableWriter:
         words: Words,
         layout: Layout,
         reserve: Reserve,
+        derived: Derived | None = None,
         *,
         log2_min: int = index.LOG2_MIN,
         sparseness: int = index.SPARSENESS,
     ) -> None:
-        """Take a table that `header.create` has just filled."""
-        self.codes: dict[str, int] = {}
-        self.owned: dict[Owner, set[int]] = {}
-        self.unowned: dict[int, int] = {}
+        known = of_new(words) if derived is None else derived
+        self.codes: dict[str, int] = known.codes
+        self.owned: dict[Owner, set[int]] = known.owned
+        self.unowned: dict[int, int] = known.unowned
         self.mutating = False
         self._words = words
         self._view = words.view
@@ -97,22 +108,25 @@ class TableWriter:
         self._log2_min = log2_min
         self._sparseness = sparseness
         self.base: Final = words.load(at.H_BASE)
-        self.lsn = 0
+        self.lsn = known.lsn
         self._salt = words.load(at.H_SALT)
         self._region = Region(words.load(at.H_REGION))
-        self._index_used = 0  # words that are not 0, tombstones included
-        self._slots_used = 0
-        self._free_slots: list[int] = []
-        self._rows: dict[ClientId, int] = {}
+        self._index_used = known.index_used
+        self._slots_used = known.slots_used
+        self._free_slots = known.free_slots
+        self._rows = known.rows
         self._clients: dict[tuple[int, int], set[ClientId]] = {}  # by process: those with a row
-        self._free_rows = list(range(layout.rows_max - 1, -1, -1))
-        self._noted_lines: set[int] = set()  # named by a row
-        self._counters = dict.fromkeys(_COUNTERS, 0)
+        for client in known.rows:
+            self._clients.setdefault((client.pid, client.start_ticks), set()).add(client)
+        rows_used = set(known.rows.values())
+        self._free_rows = [r for r in range(layout.rows_max - 1, -1, -1) if r not in rows_used]
+        self._noted_lines = {self._view[self._rows_index + r] & at.LINE_MASK for r in rows_used}
+        self._counters = {counter: words.load(counter) for counter in _COUNTERS}
         self._used_bytes = 0
         self._spare = layout.rows_max + 1  # a delete's block for every row, and one to begin with
         self._arena = Arena(
             first_line=layout.arena_line,
-            free_from=self._region.line + self._region.lines_count,
+            taken=known.taken,
             lines_max=layout.lines_max,
             frontier=words.load(at.H_LINES_RESERVED),
             reserve=self._reserve_lines,

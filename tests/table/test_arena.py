@@ -38,7 +38,7 @@ class ArenaMachine(RuleBasedStateMachine):
         self.frontier = FIRST + used + free
         self.arena = Arena(
             first_line=FIRST,
-            free_from=FIRST + used,
+            taken=[(FIRST, used)] if used else [],
             lines_max=LINES_MAX,
             frontier=self.frontier,
             reserve=self.reserve,
@@ -121,7 +121,7 @@ TestArena.settings = settings(max_examples=150, stateful_step_count=40, deadline
 def _whole(lines_max: int) -> Arena:
     return Arena(
         first_line=0,
-        free_from=0,
+        taken=[],
         lines_max=lines_max,
         frontier=0,
         reserve=lambda wanted: min(wanted + 16, lines_max),

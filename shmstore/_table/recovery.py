@@ -1,0 +1,299 @@
+"""Recovery: from whatever a dead manager left to what the next one has to know.
+
+Readers go on reading meanwhile, and a kill in here is just another crash: every step leaves a table
+that the same steps take further.
+
+Theory of operation, in this order:
+
+1. The LSN. The highest that any word carries, free control words and given back rows among them;
+   it never goes down, so no word repeats.
+2. What was decided is done. A row whose LSN is above its slot's control word names a mutation that
+   was killed in between: index word if it is missing, then control word. Else the row is history.
+3. Every block that a word names is verified. What is damaged is handed to `quarantine`, and then
+   deleted the normal way: under a new LSN, because its own may be part of the damage, and the
+   control word's has been seen by readers.
+4. The index. Of each live slot the one word that its code's probe finds stays; all others become
+   tombstones, never 0; what is missing is added.
+5. The figures.
+
+Guarantees: whoever asks again under the number of a lost answer finds its row as it was. Every
+session stays that a control word names and whose block is whole.
+
+Assumes: this process holds the manager's lock, so nobody else stores anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import msgspec
+
+from shmstore._table import index, record
+from shmstore._table import layout as at
+from shmstore._table.derived import Derived
+from shmstore._table.index import Region
+from shmstore.errors import TableCorruptError
+
+if TYPE_CHECKING:
+    from shmstore._table.layout import Layout
+    from shmstore._table.record import Block, ClientId
+    from shmstore._table.words import Words
+
+Quarantine: TypeAlias = Callable[[str, int, bytes, str], None]
+"""Takes what is about to be given up: where ("ctl[3]"), the word there, the bytes, and why."""
+
+_BEAT_EVERY: Final = 256
+"""Blocks between two signs of life: some milliseconds of work."""
+
+
+def recover(
+    words: Words, layout: Layout, *, quarantine: Quarantine, beat: Callable[[], None]
+) -> Derived:
+    """Mend a table, and return what its next writer has to know.
+
+    Args:
+        words: The table's words.
+        layout: Its geometry, verified against the file.
+        quarantine: Is given each damaged block before it goes.
+        beat: Is called now and then: who waits for this sees that it goes on.
+
+    Raises:
+        TableCorruptError: The header names what cannot be: there is nothing to hold on to.
+
+    """
+    return _Recovery(words, layout, quarantine, beat).run()
+
+
+class _Recovery:
+    def __init__(
+        self, words: Words, layout: Layout, quarantine: Quarantine, beat: Callable[[], None]
+    ) -> None:
+        self._words = words
+        self._view = words.view
+        self._layout = layout
+        self._quarantine = quarantine
+        self._beat = beat
+        self._lsn = 0
+        self._salt = words.load(at.H_SALT)
+        self._taken: dict[int, int] = {}  # first line -> lines
+        self._blocks: dict[int, Block] = {}  # live slot -> its record
+        self._codes: dict[str, int] = {}
+
+    def run(self) -> Derived:
+        region = self._require_a_table()
+        self._lsn = self._highest_lsn()
+        rows = self._decided()
+        self._verify()
+        index_used = self._mend_index(region)
+        derived = Derived(
+            lsn=self._lsn,
+            taken=self._extents(region),
+            slots_used=self._slots_used,
+            index_used=index_used,
+            codes=self._codes,
+            free_slots=[s for s in range(self._slots_used) if s not in self._blocks],
+            rows=rows,
+        )
+        self._owners(derived)
+        words = self._words
+        words.store(at.H_COUNT, len(derived.codes))
+        words.store(at.H_OWNERS, len(derived.owned))
+        words.store(at.H_LSN, self._lsn)
+        return derived
+
+    # --- 1. What there is
+
+    def _require_a_table(self) -> Region:
+        """Refuse a header that contradicts itself: what it leads to would be anybody's guess."""
+        load, layout = self._words.load, self._layout
+        used, reserved = load(at.H_SLOTS_USED), load(at.H_SLOTS_RESERVED)
+        lines = load(at.H_LINES_RESERVED)
+        region = Region(load(at.H_REGION))
+        self._slots_used, self._lines_end = used, lines
+        if not used <= reserved <= layout.slots_max:
+            self._give_up(f"{used} slots used of {reserved} reserved of {layout.slots_max}")
+        if not lines <= layout.lines_max:
+            self._give_up(f"{lines} lines reserved of {layout.lines_max}")
+        if not region.within(layout.arena_line, lines):
+            self._give_up(f"the index word {region.word:#x} names lines that are not there")
+        return region
+
+    def _give_up(self, reason: str) -> None:
+        msg = f"the table's header cannot be right: {reason}"
+        raise TableCorruptError(msg, reason=reason)
+
+    def _highest_lsn(self) -> int:
+        layout, view = self._layout, self._view
+        ctls = view[layout.ctl_index : layout.ctl_index + self._slots_used].tolist()
+        rows = view[layout.rows_index : layout.rows_index + layout.rows_max].tolist()
+        return max([view[at.H_REGION], *ctls, *rows]) >> at.LINE_BITS
+
+    # --- 2. What was decided
+
+    def _decided(self) -> dict[ClientId, int]:
+        """Do what a row says and its slot does not show yet; return the rows by client."""
+        rows: dict[ClientId, int] = {}
+        for row in range(self._layout.rows_max):
+            word = self._view[self._layout.rows_index + row]
+            if word & at.LINE_MASK:
+                client = self._row(row, word)
+                if client is not None:
+                    rows[client] = row
+        return rows
+
+    def _row(self, row: int, word: int) -> ClientId | None:
+        """Return the client of a row, None when the row was damaged and is given back."""
+        block = self._block_of(word)
+        note = None if block is None else block.note
+        reason = self._fault_of_row(block)
+        if block is None or note is None or reason:
+            self._set_aside(f"row[{row}]", word, reason)
+            # Keeps its LSN, as every row that is given back: it may be the highest.
+            self._words.store(self._layout.rows_index + row, word & ~at.LINE_MASK)
+            return None
+        where = self._layout.ctl_index + block.slot
+        if block.lsn > self._view[where] >> at.LINE_BITS:
+            self._redo(where, word, block)
+        self._take(word, block)
+        return note.client
+
+    def _fault_of_row(self, block: Block | None) -> str:
+        """Say what is wrong with an outcome; nothing if nothing is."""
+        if block is None or block.note is None or block.slot >= self._slots_used:
+            return "its block is damaged"
+        return "" if block.kind == record.KIND_OUTCOME else self._fault(block.slot, block)
+
+    def _redo(self, where: int, word: int, block: Block) -> None:
+        """Finish a mutation in the order in which the writer would have."""
+        if block.kind == record.KIND_OUTCOME:
+            self._words.store(where, word & ~at.LINE_MASK)  # its index word goes with step 4
+            return
+        region = Region(self._words.load(at.H_REGION))
+        tag = index.tag_of(record.decode_payload(block.payload).code, self._salt)
+        self._words.fence()
+        if index.find(self._view, region, tag, block.slot) is None:
+            index.put(self._words, region, tag, block.slot)
+        self._words.fence()
+        self._words.store(where, word)  # SYNC-publish: pairs with the reader's load
+
+    # --- 3. What is named
+
+    def _verify(self) -> None:
+        for slot in range(self._slots_used):
+            word = self._view[self._layout.ctl_index + slot]
+            if word & at.LINE_MASK:
+                if len(self._blocks) % _BEAT_EVERY == 0:
+                    self._beat()
+                self._slot(slot, word)
+
+    def _slot(self, slot: int, word: int) -> None:
+        block = self._block_of(word)
+        reason = self._fault(slot, block)
+        if block is None or reason:
+            self._drop(slot, word, reason)
+            return
+        code = record.decode_payload(block.payload).code
+        other = self._codes.get(code)
+        if other is not None:  # no write makes two: one of them is not what it was
+            if self._blocks[other].lsn > block.lsn:
+                self._drop(slot, word, f"its code {code!r} is that of slot {other}, a later one")
+                return
+            older = self._view[self._layout.ctl_index + other]
+            del self._blocks[other]
+            self._drop(other, older, f"its code {code!r} is that of slot {slot}, a later one")
+        self._codes[code] = slot
+        self._blocks[slot] = block
+        self._take(word, block)
+
+    def _fault(self, slot: int, block: Block | None) -> str:
+        """Say what is wrong with a slot's record; nothing if nothing is."""
+        if block is None:
+            return "its block is damaged"
+        if block.kind != record.KIND_SESSION or block.slot != slot:
+            return f"its block is another slot's ({block.slot}), or no session"
+        try:
+            session = record.decode_payload(block.payload)
+        except msgspec.MsgspecError as error:
+            return f"its session cannot be decoded: {error}"
+        base = self._words.load(at.H_BASE)
+        if (session.version, session.created_version) != (
+            base + block.lsn,
+            base + block.created_lsn,
+        ):
+            return f"its session has the versions {session.version} and {session.created_version}"
+        return ""
+
+    def _drop(self, slot: int, word: int, reason: str) -> None:
+        """Delete a session that cannot be kept, under an LSN of its own."""
+        self._set_aside(f"ctl[{slot}]", word, reason)
+        self._lsn += 1
+        words = self._words
+        words.store(self._layout.ctl_index + slot, self._lsn << at.LINE_BITS)
+        words.store(at.H_QUARANTINED, words.load(at.H_QUARANTINED) + 1)
+
+    def _set_aside(self, where: str, word: int, reason: str) -> None:
+        self._quarantine(where, word, self._raw(word & at.LINE_MASK) or b"", reason)
+
+    # --- 4. The index
+
+    def _mend_index(self, region: Region) -> int:
+        """Leave one word for each live slot; return how many words are not 0."""
+        if len(self._codes) >= region.size:
+            self._give_up(f"{len(self._codes)} sessions, and {region.size} words of index")
+        self._beat()
+        words, view = self._words, self._view
+        tags = {slot: index.tag_of(code, self._salt) for code, slot in self._codes.items()}
+        found = {slot: index.find(view, region, tag, slot) for slot, tag in tags.items()}
+        right = set(found.values())
+        used = 0
+        for place, word in enumerate(
+            view[region.start : region.start + region.size].tolist(), region.start
+        ):
+            if word:
+                used += 1
+                if word != at.TOMBSTONE and place not in right:
+                    words.store(place, at.TOMBSTONE)
+        self._beat()
+        for slot in [slot for slot, place in found.items() if place is None]:
+            words.fence()
+            used += index.put(words, region, tags[slot], slot)
+        return used
+
+    # --- 5. What follows from it
+
+    def _owners(self, derived: Derived) -> None:
+        unowned = []
+        for slot, block in self._blocks.items():
+            if block.owner is None:
+                unowned.append((block.written_ns, slot))
+            else:
+                derived.owned.setdefault(block.owner, set()).add(slot)
+        derived.unowned = {slot: written_ns for written_ns, slot in sorted(unowned)}
+
+    def _extents(self, region: Region) -> list[tuple[int, int]]:
+        """Return the taken lines in ascending order."""
+        self._taken[region.line] = region.lines_count
+        extents = sorted(self._taken.items())
+        end = 0
+        for start, count in extents:
+            if start < end:
+                self._give_up(f"two blocks share line {start}")
+            end = start + count
+        return extents
+
+    # --- Blocks
+
+    def _take(self, word: int, block: Block) -> None:
+        self._taken[word & at.LINE_MASK] = record.lines_of(block.length_bytes)
+
+    def _block_of(self, word: int) -> Block | None:
+        """Return the block that a word names, None if it is not whole or of another LSN."""
+        raw = self._raw(word & at.LINE_MASK)
+        if raw is None or not record.checksum_holds(raw):
+            return None
+        block = record.decode_head(raw)
+        return block if block.lsn == word >> at.LINE_BITS else None
+
+    def _raw(self, line: int) -> bytes | None:
+        return record.raw_at(self._words, line, self._layout.arena_line, self._lines_end)
