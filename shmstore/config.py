@@ -113,3 +113,28 @@ for each call, which costs more than all the rest of it."""
 
 LOG_MAX_BYTES: Final = 1 << 20
 """A log file is set aside at this size; the one before it is dropped."""
+
+QUARANTINE_MAX_BYTES: Final = 64 << 20
+"""Of damaged records that are kept for people; what comes after is only logged."""
+
+HUNG_S: Final = 10.0
+"""How long a manager's heartbeat may stand still, by its supervisor's clock, before it is replaced:
+five heartbeats, and longer than any request takes."""
+
+RESTARTS_MAX: Final = 50
+RESTARTS_WITHIN_S: Final = 5.0
+"""More restarts than this within so long, and the supervisor pauses before each: something kills
+its managers faster than they can be of use."""
+
+BACKOFF_MIN_S: Final = 0.1
+BACKOFF_MAX_S: Final = 5.0
+"""The pauses, doubling from the one to the other."""
+
+FRUITLESS_MAX: Final = 10
+"""Managers in a row that died before their first answer: the eleventh would too."""
+
+GIVE_UP_S: Final = 1.0
+"""How long a supervisor that gives up tells waiting clients why, before it leaves."""
+
+STALE_HEARTBEAT_S: Final = 6.0
+"""Three heartbeats missed: list_active looks whether there is a manager at all."""

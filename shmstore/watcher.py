@@ -123,6 +123,27 @@ class OwnerWatcher:
             raise AccessDeniedError(msg)
         return self._watch(pid)
 
+    def resume(self, owner: Owner) -> bool:
+        """Watch an owner whom another manager watched; say False if it is dead.
+
+        Who cannot be looked at is unknown, and stays.
+        """
+        try:
+            pidfd = process.open_pidfd(owner.pid) if process.has_spare_descriptors() else None
+        except ProcessLookupError:
+            return False
+        try:
+            dead = not process.is_still(owner, pidfd)
+        except OSError:
+            dead = False
+        if not dead and pidfd is None:
+            self._poll(owner)
+        elif not dead and pidfd is not None:
+            self._register(owner, pidfd)
+        elif pidfd is not None:
+            os.close(pidfd)
+        return not dead
+
     def life_of(self, owner: Owner) -> Life:
         """Find out at once whether an owner still runs."""
         with self._lock:
@@ -167,12 +188,15 @@ class OwnerWatcher:
         owner = process.identify(pid, None)
         if owner is None:
             raise _not_alive(pid)
+        self._poll(owner)
+        return owner
+
+    def _poll(self, owner: Owner) -> None:
         with self._lock:
             first = not self.polled_count
             self._watches.setdefault(owner, None)
         if first:
             os.eventfd_write(self._wake, 1)  # from now on the thread has to look
-        return owner
 
     def _admit(self, pid: int, pidfd: int) -> Owner:
         """Put a pidfd into the epoll, unless its process is watched already."""
@@ -184,14 +208,17 @@ class OwnerWatcher:
         if owner is None:
             os.close(pidfd)
             raise _not_alive(pid)
+        self._register(owner, pidfd)
+        return owner
+
+    def _register(self, owner: Owner, pidfd: int) -> None:
         with self._lock:
             if self._watches.get(owner) is not None:
                 os.close(pidfd)  # never registered, so no event can be under way for it
-                return owner
+                return
             self._watches[owner] = pidfd
             self._by_pidfd[pidfd] = owner
             self._epoll.register(pidfd, select.EPOLLIN)
-        return owner
 
     # --- The thread
 

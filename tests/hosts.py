@@ -124,7 +124,6 @@ class BareHost:
         self.watcher.stop()
         self.file.unlink()
         self.file.close()
-        self.lock.release()
 
 
 @contextlib.contextmanager

@@ -6,13 +6,19 @@ import errno
 import mmap
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from shmstore import config
 from shmstore.errors import StoreFullError, TableFormatError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from shmstore._table.words import Fence
+
+_COPY_BYTES: Final = 1 << 20
+"""Of a file at a time; chosen arbitrarily."""
 
 
 def map_shared(descriptor: int, size_bytes: int, *, writable: bool) -> mmap.mmap:
@@ -40,6 +46,44 @@ def reserve(descriptor: int, offset_bytes: int, size_bytes: int) -> None:
             "delete sessions, enlarge it (Docker: --shm-size), or set SHMSTORE_DIR to another"
         )
         raise StoreFullError(msg) from error
+
+
+def copy_file(descriptor: int, path: Path) -> None:
+    """Copy a sparse file to a new one of this path, without reading its holes.
+
+    Raises:
+        OSError: It cannot be kept; nothing of it is.
+
+    """
+    building = path.with_name(f"{path.name}.new")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    copy = os.open(building, flags, 0o600)
+    try:
+        os.ftruncate(copy, os.fstat(descriptor).st_size)
+        for begin, end in _parts_with_data(descriptor):
+            offset = begin
+            while offset < end:
+                part = os.pread(descriptor, min(end - offset, _COPY_BYTES), offset)
+                offset += os.pwrite(copy, part, offset)
+        building.replace(path)
+    except BaseException:
+        building.unlink()
+        raise
+    finally:
+        os.close(copy)
+
+
+def _parts_with_data(descriptor: int) -> Iterator[tuple[int, int]]:
+    end = 0
+    while True:
+        try:
+            begin = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data from here on
+                return
+            raise
+        end = os.lseek(descriptor, begin, os.SEEK_HOLE)
+        yield begin, end
 
 
 def fence() -> Fence:

@@ -167,6 +167,20 @@ def identify(pid: int, pidfd: int | None) -> Owner | None:
     return Owner(pid, ticks, pidfd_inode(pidfd))
 
 
+def is_still(owner: Owner, pidfd: int | None) -> bool:
+    """Say whether an owner runs, given a pidfd of whoever has its pid now, if there is one.
+
+    Raises:
+        OSError: It may not be looked at.
+
+    """
+    if pidfd is None:
+        return life_of(owner) is not Life.DEAD
+    if owner.inode and pidfd_inode(pidfd) not in {0, owner.inode}:
+        return False
+    return start_ticks(owner.pid) == owner.start_ticks and not has_exited(pidfd)
+
+
 def identify_self() -> Owner:
     """Return this process's identity, without the inode."""
     ticks = start_ticks(os.getpid())

@@ -14,9 +14,13 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shmstore import config
 from shmstore.errors import ManagerUnavailableError
+
+if TYPE_CHECKING:
+    from subprocess import Popen
 
 
 def interpreter() -> str:
@@ -36,37 +40,24 @@ def interpreter() -> str:
 
 
 def start_module(module: str, argument: str, *, deadline_s: float) -> bytes | None:
-    """Run `python -m module argument` detached; return what it writes before it says no more.
+    """Run `python -m module argument` detached; return the first line that it says.
 
     Args:
-        module: The module to run. It must call `detach`, and then close its standard output.
+        module: The module to run. It must call `detach`.
         argument: Its only argument.
         deadline_s: A time.monotonic() beyond which nobody waits.
 
     Returns:
-        What the process wrote to its standard output; None when the deadline passed first.
+        What it wrote to its standard output, up to a line's end or its own; None when the deadline
+        passed first.
 
     """
-    import subprocess  # 10 ms that only the process that starts a manager pays
-
-    # -P: the caller's directory may hold a module with the name of one of ours or of Python's.
-    command = [interpreter(), "-P", "-m", module, argument]
-    try:
-        process = subprocess.Popen(  # noqa: S603  # our own interpreter, our own module, no shell
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            env=_environment(),
-            close_fds=True,
-        )
-    except OSError as error:
-        msg = f"cannot run {command[0]} to start the manager: {error}; see SHMSTORE_PYTHON"
-        raise ManagerUnavailableError(msg) from error
+    process = run_module(module, argument)
     assert process.stdout is not None
     said = None
     try:
         with process.stdout as pipe:
-            said = _read_all(pipe.fileno(), deadline_s)
+            said = _read_line(pipe.fileno(), deadline_s)
     finally:
         if said is None:
             process.kill()  # it has not detached, or it is stuck: what detached ends by itself
@@ -74,17 +65,42 @@ def start_module(module: str, argument: str, *, deadline_s: float) -> bytes | No
     return said
 
 
-def _read_all(descriptor: int, deadline_s: float) -> bytes | None:
-    """Read until the other end closes, or the deadline passes."""
+def run_module(module: str, argument: str, pass_fds: tuple[int, ...] = ()) -> Popen[bytes]:
+    """Run `python -m module argument`, its standard output a pipe.
+
+    Raises:
+        ManagerUnavailableError: There is no such Python.
+
+    """
+    import subprocess  # 10 ms that only the process that starts a manager pays
+
+    # -P: the caller's directory may hold a module with the name of one of ours or of Python's.
+    command = [interpreter(), "-P", "-m", module, argument]
+    try:
+        return subprocess.Popen(  # noqa: S603  # our own interpreter, our own module, no shell
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env=_environment(),
+            close_fds=True,
+            pass_fds=pass_fds,
+        )
+    except OSError as error:
+        msg = f"cannot run {command[0]} to start the manager: {error}; see SHMSTORE_PYTHON"
+        raise ManagerUnavailableError(msg) from error
+
+
+def _read_line(descriptor: int, deadline_s: float) -> bytes | None:
+    """Read until the end of a line, or until the other end closes; None when it takes too long."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN | select.POLLHUP)
     said = b""
     while (left := deadline_s - time.monotonic()) > 0:
         if poll.poll(min(left, config.POLL_MAX_S) * 1000):
             part = os.read(descriptor, 4096)
-            if not part:
-                return said
             said += part
+            if not part or said.endswith(b"\n"):
+                return said
     return None
 
 

@@ -317,6 +317,11 @@ class TableWriter:
         for client in self._clients.get((pid, start_ticks), set()).copy():
             self.forget(client)
 
+    def move_to(self, words: Words) -> None:
+        """Go on in another place, which has the same bytes."""
+        self._words = words
+        self._view = words.view
+
     # --- Steps of the write order
 
     def _refuse_late_lsn(self) -> NoReturn:
@@ -523,7 +528,8 @@ def end_table(words: Words, layout: Layout, state: int) -> None:
     words.store(at.H_STATE, state)  # SYNC-end: pairs with the reader's look at the state
     words.fence()
     words.store(at.H_COUNT, at.NEVER)
-    for slot in range(min(words.load(at.H_SLOTS_USED), layout.slots_max)):
+    used = min(words.load(at.H_SLOTS_USED), words.load(at.H_SLOTS_RESERVED), layout.slots_max)
+    for slot in range(used):
         word = words.load(layout.ctl_index + slot)
         if word & at.LINE_MASK:
             words.store(layout.ctl_index + slot, word & ~at.LINE_MASK)

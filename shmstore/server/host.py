@@ -12,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET, UnsetType
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from shmstore.watcher import OwnerWatcher
 
 _log = logging.getLogger("shmstore.server")
+
+_BEAT_EVERY: Final = 256
+"""Owners between two signs of life: some milliseconds of work."""
 
 
 class Host:
@@ -97,6 +100,18 @@ class Host:
             self._warned = True
             _log.warning("half of the table's sequence numbers are used: restart it within months")
         return answer
+
+    def adopt_owners(self) -> None:
+        """Watch the owners of a table that another manager had; what the dead ones left goes.
+
+        Before anybody is served: who died while there was no manager is not to be seen again.
+        """
+        for count, owner in enumerate(list(self._table.owned)):
+            if count % _BEAT_EVERY == 0:
+                self.beat()
+            if not self.watcher.resume(owner):
+                self.reap(owner)
+        self.sweep(set())
 
     def reap(self, owner: Owner) -> None:
         """Delete every session of a dead owner, and forget what it asked."""

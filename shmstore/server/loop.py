@@ -28,13 +28,14 @@ from shmstore.wire.frames import body_max
 from shmstore.wire.messages import Goodbye, Hello, Request, Stop, Welcome
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from shmstore._table.record import ClientId
     from shmstore.model import Owner
     from shmstore.operations import Operation
     from shmstore.server.host import Host
+    from shmstore.server.listener import Listener
+    from shmstore.server.succession import Succession
 
 _log = logging.getLogger("shmstore.server")
 
@@ -47,22 +48,31 @@ class ManagerLoop:
 
     Args:
         host: The table and its owners.
-        listener: A listening AF_UNIX socket, non-blocking.
+        listener: Where clients connect.
         bell: An eventfd that the watcher rings.
         linked: A pidfd: when its process exits, the store ends. Or None.
+        succession: What starts another supervisor when there is none. None: there never is one.
+        answered: Called once, after the first request was answered.
+
+    Attributes:
+        listener: Where clients connect now: another one, if the path was taken from the first.
 
     """
 
     def __init__(
         self,
         host: Host,
-        listener: socket.socket,
+        listener: Listener,
         bell: int,
         *,
         linked: int | None,
+        succession: Succession | None = None,
+        answered: Callable[[], None] | None = None,
     ) -> None:
+        self.listener = listener
         self._host = host
-        self._listener = listener
+        self._succession = succession
+        self._answered = answered
         self._bell = bell
         self._linked = linked
         self._idle_timeout_s = host.options.idle_timeout_s
@@ -75,7 +85,7 @@ class ManagerLoop:
         self._accepting = False
         self._busy_s = time.monotonic()  # when there was last a connection or a session
         self._specials: dict[int, Callable[[], None]] = {
-            listener.fileno(): self._accept,
+            listener.socket.fileno(): self._accept,
             bell: self._answer_bell,
         }
         if linked is not None:
@@ -83,6 +93,7 @@ class ManagerLoop:
             self._epoll.register(linked, select.EPOLLIN)
         self._epoll.register(bell, select.EPOLLIN)
         self._accept_again()
+        self._follow_supervisor()
 
     def serve(self) -> None:
         """Serve until the store has ended."""
@@ -92,6 +103,7 @@ class ManagerLoop:
             if now >= next_beat:
                 self._beat(now)
                 next_beat = now + config.HEARTBEAT_S
+                continue  # it may have ended the store
             for descriptor, event in self._epoll.poll(next_beat - now if now < next_beat else 0):
                 connection = self._connections.get(descriptor)
                 if connection is not None:
@@ -102,6 +114,8 @@ class ManagerLoop:
                     break
         for connection in list(self._connections.values()):
             self._drop(connection)
+        if self._succession is not None:
+            self._succession.close()
         self._epoll.close()
 
     def end(self, state: int) -> None:
@@ -157,6 +171,9 @@ class ManagerLoop:
                 raise ProtocolError(msg)
             connection.last_number = asked.number
             answer = self._do(asked, client, owner)
+            if self._answered is not None:
+                self._answered()
+                self._answered = None
         elif isinstance(asked, Goodbye):
             self._host.forget(client)
             raise EOFError
@@ -213,11 +230,11 @@ class ManagerLoop:
         if not process.has_spare_descriptors():
             # Leave the client in the queue until something was closed.
             _log.warning("no descriptor is left for another client")
-            self._epoll.unregister(self._listener)
+            self._epoll.unregister(self.listener.socket)
             self._accepting = False
             return
         try:
-            connected, _ = self._listener.accept()
+            connected, _ = self.listener.socket.accept()
         except OSError:
             return  # it has gone already
         connected.setblocking(False)
@@ -238,7 +255,7 @@ class ManagerLoop:
 
     def _accept_again(self) -> None:
         if not self._accepting:
-            self._epoll.register(self._listener, select.EPOLLIN)
+            self._epoll.register(self.listener.socket, select.EPOLLIN)
             self._accepting = True
 
     def _drop(self, connection: Connection) -> None:
@@ -269,10 +286,62 @@ class ManagerLoop:
         _log.info("the process that this store is linked to has exited")
         self.end(at.STATE_STOPPED)
 
+    # --- Supervision
+
+    def _follow_supervisor(self) -> None:
+        """Wait for what the succession waits for."""
+        if self._succession is not None and self._succession.descriptor is not None:
+            self._specials[self._succession.descriptor] = self._supervisor_said
+            self._epoll.register(self._succession.descriptor, select.EPOLLIN)
+
+    def _supervisor_said(self) -> None:
+        """The supervisor has gone, or a new one is there, or there is none and it is time."""
+        succession = self._succession
+        assert succession is not None
+        if succession.descriptor is not None:
+            del self._specials[succession.descriptor]
+            self._epoll.unregister(succession.descriptor)
+        pid = succession.advance()
+        if pid is not None:
+            self._host.file.set_supervisor(pid)
+        self._follow_supervisor()
+
+    def _keep_files(self) -> None:
+        """Give the store its files again, should somebody have removed them."""
+        if self._host.file.is_complete and self.listener.is_in_place:
+            return
+        try:
+            if not self._host.file.keep():
+                self.end(at.STATE_MOVED)
+            elif not self.listener.is_in_place:
+                self._listen_again()
+        except OSError:
+            _log.exception("files of the store were removed, and cannot be made anew yet")
+
+    def _listen_again(self) -> None:
+        listener = self.listener.again()
+        if self._accepting:
+            self._epoll.unregister(self.listener.socket)
+            self._accepting = False
+        del self._specials[self.listener.socket.fileno()]
+        self.listener.close()
+        self.listener = listener
+        self._specials[listener.socket.fileno()] = self._accept
+        if self._succession is not None:
+            self._succession.listener = listener
+        self._accept_again()
+
+    # --- The heartbeat
+
     def _beat(self, now_s: float) -> None:
         """Do what is due every two seconds, and nothing that a request would have to wait for."""
         self._host.beat()
         self._accept_again()
+        self._keep_files()
+        if self._ended:
+            return
+        if self._succession is not None and self._succession.descriptor is None:
+            self._supervisor_said()
         for connection in [c for c in self._connections.values() if c.is_overdue(now_s)]:
             _log.warning("dropped a client of pid %d: too slow", connection.peer.pid)
             self._drop(connection)

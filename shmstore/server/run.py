@@ -7,19 +7,19 @@ import logging
 import os
 import resource
 import signal
-import socket
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shmstore import config
 from shmstore._os import paths as os_paths
 from shmstore._os import process
 from shmstore._os.lock import ManagerLock
 from shmstore._os.paths import StorePaths
 from shmstore.errors import StoreAlreadyRunningError
 from shmstore.server.host import Host
+from shmstore.server.listener import Listener
 from shmstore.server.loop import FAULT_EXIT_CODE, ManagerLoop
+from shmstore.server.succession import Succession
 from shmstore.server.table_file import TableFile
 from shmstore.watcher import OwnerWatcher
 
@@ -36,19 +36,28 @@ def serve(
     launch: Launch,
     *,
     lock: ManagerLock | None = None,
+    listener: Listener | None = None,
+    supervisor: Owner | None = None,
+    resume: bool = False,
     ready: Callable[[list[str]], None],
+    answered: Callable[[], None] | None = None,
 ) -> None:
     """Be the manager of a store until it ends.
 
     Args:
         launch: What to serve.
         lock: The store's lock, if it is held already.
+        listener: The supervisor's socket; None: one is made here.
+        supervisor: Who restarts this process; None: nobody.
+        resume: Whether this manager goes on for one that died.
         ready: Called when clients can connect, with the notices for the starter.
+        answered: Called once, after the first request was answered.
 
     Raises:
         StoreAlreadyRunningError: Another manager serves it.
+        StoreNotRunningError: `resume`, and the store's end had begun: now it has ended.
         StoreFullError: No room for even an empty table.
-        TableFormatError: A file in the table's place is no table of this version.
+        TableFormatError: The table is of another format.
         AccessDeniedError: The directory is another user's.
 
     """
@@ -59,30 +68,38 @@ def serve(
         msg = f"store {launch.name!r} has a manager already: open it, or stop it first"
         raise StoreAlreadyRunningError(msg, name=launch.name)
     _raise_descriptor_limit()
-    with contextlib.ExitStack() as stack:
-        stack.callback(lock.release)
+    with contextlib.ExitStack() as stack, contextlib.ExitStack() as unless_taken:
+        unless_taken.callback(lock.release)
         linked = _pidfd_of(launch.linked_to) if launch.linked_to else None
         if linked is not None:
             stack.callback(os.close, linked)
         bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         stack.callback(os.close, bell)
-        file = TableFile(paths, launch.options, lock)
+        file = TableFile(
+            paths,
+            launch.options,
+            lock,
+            supervisor_pid=supervisor.pid if supervisor else 0,
+            resume=resume,
+        )
+        unless_taken.pop_all()
         stack.callback(file.close)
-        listener = _listen(paths.socket)
-        stack.callback(listener.close)
-        stack.callback(paths.socket.unlink, missing_ok=True)
         watcher = OwnerWatcher(lambda: os.eventfd_write(bell, 1), launch.options.sweep_interval_s)
         watcher.start()
         stack.callback(watcher.stop)
+        host = Host(file, watcher)
+        host.adopt_owners()
+        given = listener
+        listener = given or Listener.bind(paths.socket)
+        succession = Succession(launch, listener, supervisor) if supervisor else None
         loop = ManagerLoop(
-            Host(file, watcher),
-            listener,
-            bell,
-            linked=linked,
+            host, listener, bell, linked=linked, succession=succession, answered=answered
         )
         with _ending_on_signals(loop):
             ready(file.notices)
             _serve_or_leave(loop)
+        if loop.listener is not given:  # the supervisor's is its own to remove
+            loop.listener.remove()
 
 
 def _serve_or_leave(loop: ManagerLoop) -> None:
@@ -95,20 +112,6 @@ def _serve_or_leave(loop: ManagerLoop) -> None:
     except BaseException:  # noqa: BLE001  # whatever it is: the process ends
         _log.exception("the manager failed, and leaves at once")
         os._exit(FAULT_EXIT_CODE)
-
-
-def _listen(path: Path) -> socket.socket:
-    """Return the manager's listening socket; whoever holds the lock owns its path."""
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.setblocking(False)
-    before = os.umask(0o177)  # the mode must be right from the first instant
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(before)
-    listener.listen(config.LISTEN_BACKLOG)
-    return listener
 
 
 def _pidfd_of(owner: Owner) -> int | None:

@@ -1,7 +1,17 @@
-"""The table's file: made new under the manager's lock, and taken away at the end.
+"""The table's file: adopted from a dead manager or made new, and taken away at the end.
 
-A table that a dead manager left behind is ended, so that its readers come to the new one. That is
-built under a temporary name and renamed when ready: nobody ever maps half a table.
+What stands under the table's name when a manager starts, and what becomes of it:
+
+| it is | it is |
+|---|---|
+| nothing | made new |
+| a table whose manager is dead | adopted: recovered, nothing lost |
+| a table whose end has begun | ended to the last word, never adopted |
+| a table of another boot | discarded: its owners are processes of then |
+| of another format | refused: another version's, which has to end it |
+| no table, or one that contradicts itself | moved aside, loudly; readers come to a new one |
+
+A new table is built under a temporary name and renamed when ready: nobody ever maps half of one.
 """
 
 from __future__ import annotations
@@ -9,128 +19,334 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from shmstore import config
 from shmstore._os import clock, memory, process
-from shmstore._table import header
+from shmstore._os import paths as os_paths
+from shmstore._os.lock import ManagerLock, names
+from shmstore._table import header, recovery
 from shmstore._table import layout as at
 from shmstore._table.layout import Layout
 from shmstore._table.words import Words
 from shmstore._table.writer import TableWriter, end_table
+from shmstore.errors import StoreNotRunningError, TableCorruptError, TableFormatError
+from shmstore.server.quarantine import Quarantine
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from shmstore._os.lock import ManagerLock
     from shmstore._os.paths import StorePaths
+    from shmstore._table.derived import Derived
     from shmstore.model import StoreOptions
 
 _log = logging.getLogger("shmstore.server")
+
+_NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
+_VERSION_MAX_AHEAD_US: Final = 10 * 365 * 24 * 3600 * 10**6
+"""No version is so far ahead of the clock; one that is belongs to the damage."""
+
+
+class _Mapped(NamedTuple):
+    """A table's file, open and mapped."""
+
+    descriptor: int
+    layout: Layout
+    words: Words
 
 
 class TableFile:
     """A store's table as its manager has it: file, words, writer, and the lock over them.
 
     Attributes:
-        notices: What was done with the table before it, for whoever started the manager.
+        lock: The manager's.
+        layout: The table's geometry.
+        words: Its words.
+        writer: Its writer.
+        notices: What was lost with the table before it, for whoever started the manager.
 
     """
 
-    def __init__(self, paths: StorePaths, options: StoreOptions, lock: ManagerLock) -> None:
-        """Make the table of a store whose lock this process holds.
+    def __init__(
+        self,
+        paths: StorePaths,
+        options: StoreOptions,
+        lock: ManagerLock,
+        *,
+        supervisor_pid: int = 0,
+        resume: bool = False,
+    ) -> None:
+        """Take over or make the table of a store whose lock this process holds.
+
+        Args:
+            paths: The store's files.
+            options: What a new table gets; one that is adopted has its own.
+            lock: The manager's lock.
+            supervisor_pid: Who restarts this manager; 0 for nobody.
+            resume: This manager goes on for one that died: a store whose end had begun stays ended.
 
         Raises:
             StoreFullError: The file system has no room for even an empty one.
-            TableFormatError: A file of that name is there, and it is no table of this version.
+            TableFormatError: The table is of another format.
+            StoreNotRunningError: The end of the table had begun, and `resume` was said.
 
+        The lock is given up with the table; after an error it is still the caller's.
         """
         self.lock = lock
         self.notices: list[str] = []
-        self._path = paths.table
-        floor = max(self._end_predecessor(), lock.version_floor)
-        building = paths.directory / f"{paths.name}.table.new"
-        building.unlink(missing_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._descriptor = os.open(building, flags, 0o600)
+        self._paths = paths
+        self._supervisor_pid = supervisor_pid
+        self._floor = 0
+        self._raise_floor(lock.version_floor)
+        found = self._find()
+        if found is not None and self._ended(found):
+            os.close(found.descriptor)
+            found = None
+            if resume:
+                paths.table.unlink(missing_ok=True)
+                msg = f"store {paths.name!r} was ended, and its manager died over it"
+                raise StoreNotRunningError(msg, name=paths.name)
+        if found is None or not self._adopt(found):
+            self._make(options)
+            if found is not None:  # only now: its readers find the new one at once
+                end_table(found.words, found.layout, at.STATE_MOVED)
+                os.close(found.descriptor)
+
+    # --- What stands there
+
+    def _find(self) -> _Mapped | None:
+        """Return the table of this boot that has the name, if there is one."""
+        path = self._paths.table
         try:
-            self._build(options, floor)
-            building.rename(paths.table)
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        try:
+            found = self._map(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if found is None:
+            os.close(descriptor)
+        return found
+
+    def _map(self, descriptor: int) -> _Mapped | None:
+        size = os.fstat(descriptor).st_size
+        try:
+            memory.require_table_size(size, self._paths.table)
+            words = Words(memory.map_shared(descriptor, size, writable=True), memory.fence())
+            layout = Layout.of_table(words.view, size)
+        except TableFormatError as error:
+            if error.expected == at.FORMAT:
+                raise
+            self._set_aside(descriptor, str(error))
+            return None
+        self._raise_floor(header.version_reached(words.view, layout))
+        if header.boot_id_of(words.view) != process.boot_id():
+            _log.info("discarded the table of an earlier boot")
+            return None
+        return _Mapped(descriptor, layout, words)
+
+    def _raise_floor(self, version: int) -> None:
+        """Let no new table begin below a version that was reached, unless that is damage too."""
+        if version < clock.wall_us() + _VERSION_MAX_AHEAD_US:
+            self._floor = max(self._floor, version)
+
+    def _ended(self, found: _Mapped) -> bool:
+        """Say whether a table's end has begun; if so it is finished now."""
+        state = found.words.load(at.H_STATE)
+        if state not in {at.STATE_IDLE, at.STATE_STOPPED, at.STATE_MOVED}:
+            return False
+        end_table(found.words, found.layout, state)
+        return True
+
+    def _adopt(self, found: _Mapped) -> bool:
+        """Go on with a dead manager's table; False when there is nothing to hold on to."""
+        words, layout = found.words, found.layout
+        if words.load(at.H_STATE) != at.STATE_READY:
+            self._set_aside(found.descriptor, f"its state is {words.load(at.H_STATE)}")
+            return False
+        dead = words.load(at.H_MANAGER_PID)
+        quarantine = Quarantine(self._paths.directory / f"{self._paths.name}.quarantine")
+        words.store(at.H_EPOCH, words.load(at.H_EPOCH) + 1)
+        try:
+            derived = recovery.recover(
+                words,
+                layout,
+                quarantine=quarantine.take,
+                beat=lambda: words.store(at.H_HEARTBEAT_NS, clock.boot_ns()),
+            )
+        except TableCorruptError as error:
+            self._set_aside(found.descriptor, error.reason)
+            return False
+        _log.info("adopted the table of pid %d, with %d sessions", dead, len(derived.codes))
+        if quarantine.count:
+            self._say(
+                f"{quarantine.count} damaged records of {self._paths.table} were set aside in "
+                f"{quarantine.path}, and their sessions deleted"
+            )
+        self._use(found, derived)
+        return True
+
+    def _set_aside(self, descriptor: int, reason: str) -> None:
+        """Keep what cannot be a table for whoever wants to look into it; the last one of these."""
+        aside = self._paths.directory / f"{self._paths.name}.table.damaged"
+        try:
+            memory.copy_file(descriptor, aside)
+        except OSError as error:
+            _log.warning("no copy of the damaged table could be kept: %s", error)
+        self._say(
+            f"{self._paths.table} cannot be read ({reason}): it was moved aside, to {aside}, its "
+            "sessions are lost, and the store begins empty"
+        )
+
+    def _say(self, notice: str) -> None:
+        _log.warning("%s", notice)
+        self.notices.append(notice)
+
+    # --- A new one
+
+    def _make(self, options: StoreOptions) -> None:
+        building = self._building()
+        descriptor = os.open(building, _NEW_FILE, 0o600)
+        try:
+            self._use(self._build(descriptor, options), None)
+            building.rename(self._paths.table)
         except BaseException:
             building.unlink()
-            os.close(self._descriptor)
+            os.close(descriptor)
             raise
 
-    def _build(self, options: StoreOptions, floor: int) -> None:
+    def _build(self, descriptor: int, options: StoreOptions) -> _Mapped:
         size = options.map_size_bytes
-        os.ftruncate(self._descriptor, size)
-        self.layout = Layout.of_size(size, config.ROWS_COUNT)
+        os.ftruncate(descriptor, size)
+        layout = Layout.of_size(size, config.ROWS_COUNT)
         # Before the first page is touched: on a full tmpfs a store into a hole is a SIGBUS.
-        self._reserve(0, self.layout.ctl_offset)
-        arena = self.layout.arena_offset
-        self._reserve(arena, header.first_lines(self.layout) * at.LINE_BYTES - arena)
-        self.words = Words(memory.map_shared(self._descriptor, size, writable=True), memory.fence())
+        memory.reserve(descriptor, 0, layout.ctl_offset)
+        arena = layout.arena_offset
+        memory.reserve(descriptor, arena, header.first_lines(layout) * at.LINE_BYTES - arena)
+        words = Words(memory.map_shared(descriptor, size, writable=True), memory.fence())
+        now_us = clock.wall_us()
         header.create(
-            self.words,
-            self.layout,
+            words,
+            layout,
             options,
-            base=max(clock.wall_us(), floor + 1),
+            base=max(now_us, self._floor + 1),
             salt=secrets.randbits(63),
             boot_id=process.boot_id(),
-            created_ns=clock.wall_us() * 1000,
+            created_ns=now_us * 1000,
         )
-        self.writer = TableWriter(self.words, self.layout, self._reserve)
+        words.store(at.H_EPOCH, 1)
+        return _Mapped(descriptor, layout, words)
+
+    def _building(self) -> Path:
+        building = self._paths.directory / f"{self._paths.name}.table.new"
+        building.unlink(missing_ok=True)
+        return building
+
+    def _use(self, mapped: _Mapped, derived: Derived | None) -> None:
+        """Be the manager of a table from here on."""
+        self._descriptor, self.layout, self.words = mapped
+        self.writer = TableWriter(self.words, self.layout, self._reserve, derived)
         now = clock.boot_ns()
         for where, word in (
-            (at.H_EPOCH, 1),
             (at.H_MANAGER_PID, os.getpid()),
+            (at.H_SUPERVISOR_PID, self._supervisor_pid),
             (at.H_STARTED_NS, now),
             (at.H_HEARTBEAT_NS, now),
             (at.H_STATE, at.STATE_READY),
         ):
             self.words.store(where, word)
 
+    # --- While it is served
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether table and lock are still under their names."""
+        return self._is_in_place and self.lock.is_in_place
+
+    @property
+    def _is_in_place(self) -> bool:
+        return names(self._paths.table, self._descriptor)
+
+    def keep(self) -> bool:
+        """Make anew what was removed of directory, lock and table.
+
+        Returns:
+            False when another manager has the new lock: this one's table has to end.
+
+        Raises:
+            OSError: There is no room for it. The table is served as it is.
+
+        """
+        os_paths.make_directory(self._paths.directory)
+        if not self.lock.is_in_place:
+            lock = ManagerLock.acquire(self._paths.lock)
+            if lock is None:
+                _log.warning("the store's lock was removed, and another manager has the new one")
+                return False
+            self.lock.release()
+            self.lock = lock
+        if not self._is_in_place:
+            self._put_in_place()
+            _log.warning("the store's files were removed: they were made anew, nothing is lost")
+        return True
+
+    def _put_in_place(self) -> None:
+        """Give the table a file under its name again: another, with the same bytes and base.
+
+        Its readers go on in the old one until that is marked as moved, and then come to the new.
+
+        Raises:
+            OSError: There is no room for it. Nothing has changed.
+
+        """
+        building = self._building()
+        descriptor = os.open(building, _NEW_FILE, 0o600)
+        try:
+            mapped = self._copy_to(descriptor)
+            building.rename(self._paths.table)
+        except BaseException:
+            building.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise
+        old, old_descriptor = self.words, self._descriptor
+        self._descriptor, _, self.words = mapped
+        self.writer.move_to(self.words)
+        end_table(old, self.layout, at.STATE_MOVED)
+        os.close(old_descriptor)
+
+    def _copy_to(self, descriptor: int) -> _Mapped:
+        layout, words = self.layout, self.words
+        os.ftruncate(descriptor, layout.map_size_bytes)
+        slots = words.load(at.H_SLOTS_RESERVED) * at.WORD_BYTES
+        lines_end = words.load(at.H_LINES_RESERVED) * at.LINE_BYTES
+        copy = memory.map_shared(descriptor, layout.map_size_bytes, writable=True)
+        for begin, end in (
+            (0, layout.ctl_offset),
+            (layout.ctl_offset, layout.ctl_offset + slots),
+            (layout.touch_offset, layout.touch_offset + slots),
+            (layout.arena_offset, lines_end),
+        ):
+            memory.reserve(descriptor, begin, end - begin)
+            copy[begin:end] = words.copy_out(begin, end - begin)
+        return _Mapped(descriptor, layout, Words(copy, memory.fence()))
+
+    def set_supervisor(self, pid: int) -> None:
+        """Note who restarts this manager."""
+        self._supervisor_pid = pid
+        self.words.store(at.H_SUPERVISOR_PID, pid)
+
     def unlink(self) -> None:
-        """Take the file away; who has it mapped keeps it."""
-        self._path.unlink(missing_ok=True)
+        """Take the file away, if it has its name still; who has it mapped keeps it."""
+        if self._is_in_place:
+            self._paths.table.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the file; the map goes with its last view."""
+        """Close the file, and give the lock up; the map goes with its last view."""
         os.close(self._descriptor)
+        self.lock.release()
 
     def _reserve(self, offset_bytes: int, size_bytes: int) -> None:
         memory.reserve(self._descriptor, offset_bytes, size_bytes)
-
-    def _end_predecessor(self) -> int:
-        """End the table that a dead manager left, and return the highest version it reached.
-
-        Its manager is dead: it would hold the lock. The order is that of every ending: its readers
-        find it IDLE, and the next write or miss brings them to the new table.
-        """
-        try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return 0
-        try:
-            return self._end(descriptor, self._path)
-        finally:
-            os.close(descriptor)
-
-    def _end(self, descriptor: int, path: Path) -> int:
-        size = os.fstat(descriptor).st_size
-        memory.require_table_size(size, path)
-        words = Words(memory.map_shared(descriptor, size, writable=True), memory.fence())
-        layout = Layout.of_table(words.view, size)
-        version = header.version_reached(words.view, layout)
-        if header.boot_id_of(words.view) != process.boot_id():
-            return version  # nobody of this boot has it mapped
-        count = words.load(at.H_COUNT)
-        if words.load(at.H_STATE) == at.STATE_READY:
-            end_table(words, layout, at.STATE_IDLE)
-            notice = (
-                f"the manager of {path} (pid {words.load(at.H_MANAGER_PID)}) died without ending "
-                f"its store: {count} sessions are lost, and the store begins empty"
-            )
-            _log.warning("%s", notice)
-            self.notices.append(notice)
-        return version

@@ -1,4 +1,7 @@
-"""What a starter tells the manager's process, and what that says when it serves, or cannot."""
+"""What a starter tells the process it starts, and what that says when it serves, or cannot.
+
+Each message is a line of JSON. What is started may keep its standard output longer than that.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,28 @@ import msgspec
 from shmstore.model import Owner, StoreOptions
 
 
+class Running(msgspec.Struct, frozen=True):
+    """A manager that runs, and has lost its supervisor.
+
+    Attributes:
+        manager: Its process.
+        listener: The descriptor of its listening socket, which the new supervisor inherits.
+
+    """
+
+    manager: Owner
+    listener: int
+
+
 class Launch(msgspec.Struct, frozen=True):
-    """The only argument of the manager's process, as JSON.
+    """The only argument of the process, as JSON.
 
     Attributes:
         name: The store's name.
         directory: Its directory.
         options: Its options.
-        linked_to: The process with which it ends, or None.
+        linked_to: The process with which the manager ends, which then has no supervisor; or None.
+        running: The manager that a new supervisor is to take over; None: it starts one.
 
     """
 
@@ -22,13 +39,14 @@ class Launch(msgspec.Struct, frozen=True):
     directory: str
     options: StoreOptions
     linked_to: Owner | None = None
+    running: Running | None = None
 
 
 class Launched(msgspec.Struct, frozen=True, tag="launched"):
-    """The manager serves.
+    """The manager serves, or the new supervisor of one that does.
 
     Attributes:
-        pid: Its pid.
+        pid: The pid of who says it.
         notices: What its starter should know, as the loss of a dead manager's sessions.
 
     """
@@ -53,8 +71,8 @@ class NotLaunched(msgspec.Struct, frozen=True, tag="not launched"):
 
 
 def encode(message: Launch | Launched | NotLaunched) -> bytes:
-    """Return a message as JSON."""
-    return msgspec.json.encode(message)
+    """Return a message as a line of JSON."""
+    return msgspec.json.encode(message) + b"\n"
 
 
 def decode_launch(argument: str) -> Launch:

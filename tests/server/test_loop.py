@@ -28,6 +28,7 @@ from shmstore.model import StoreOptions
 from shmstore.server import admission
 from shmstore.server import loop as loop_module
 from shmstore.server.host import Host
+from shmstore.server.listener import Listener
 from shmstore.wire import messages
 from shmstore.wire.fields import Fields
 from shmstore.wire.frames import FrameReader, body_max, frame
@@ -632,9 +633,8 @@ def test_the_heartbeat_shows(store: SessionStore) -> None:
 
 def test_an_asked_end_is_not_lost_to_the_bell(store_dir: Path) -> None:
     """A signal that comes just when the watcher's bell is answered ends the store all the same."""
-    with bare_host(store_dir, watching=False) as bare, socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(store_dir / "t.sock"))
-        listener.listen()
+    with bare_host(store_dir, watching=False) as bare:
+        listener = Listener.bind(store_dir / "t.sock")
         bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         loop = loop_module.ManagerLoop(bare.host, listener, bell, linked=None)
         os.eventfd_write(bell, 1)
@@ -648,4 +648,5 @@ def test_an_asked_end_is_not_lost_to_the_bell(store_dir: Path) -> None:
         loop.ask_to_end()  # whatever comes of this test, the loop does end
         thread.join(DEADLINE_S)
         os.close(bell)
+        listener.remove()
     assert ended
