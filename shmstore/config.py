@@ -122,13 +122,17 @@ HUNG_S: Final = 10.0
 five heartbeats, and longer than any request takes."""
 
 RESTARTS_MAX: Final = 50
-RESTARTS_WITHIN_S: Final = 5.0
-"""More restarts than this within so long, and the supervisor pauses before each: something kills
+"""Restarts within RESTARTS_WITHIN_S; more, and the supervisor pauses before each: something kills
 its managers faster than they can be of use."""
 
+RESTARTS_WITHIN_S: Final = 5.0
+"""See RESTARTS_MAX. Ten a second are a test, or a fault that a pause does not make worse."""
+
 BACKOFF_MIN_S: Final = 0.1
+"""The first pause; each one after it is twice as long."""
+
 BACKOFF_MAX_S: Final = 5.0
-"""The pauses, doubling from the one to the other."""
+"""The longest pause: as long as a writer waits by default."""
 
 FRUITLESS_MAX: Final = 10
 """Managers in a row that died before their first answer: the eleventh would too."""

@@ -339,6 +339,22 @@ class SessionTableProxy:
             except RuntimeError:
                 pass  # not ours: the deadline passed before we had it
 
+    def revive(self) -> None:
+        """Start a manager if nobody listens; nothing if somebody does, even one that hangs.
+
+        Raises:
+            ShmStoreError: It cannot be started.
+
+        """
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.setblocking(False)
+                probe.connect(str(self._paths.socket))
+        except (FileNotFoundError, ConnectionRefusedError):
+            self.connect(config.START_TIMEOUT_S)
+        except OSError:
+            pass  # its queue is full, or it is not for us: it is there
+
     def disconnect(self) -> None:
         """Let go of a connection on which nothing is under way; the next call makes another."""
         link = self._links.get(process.fork_generation)

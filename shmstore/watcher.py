@@ -132,17 +132,14 @@ class OwnerWatcher:
             pidfd = process.open_pidfd(owner.pid) if process.has_spare_descriptors() else None
         except ProcessLookupError:
             return False
-        try:
-            dead = not process.is_still(owner, pidfd)
-        except OSError:
-            dead = False
-        if not dead and pidfd is None:
+        if pidfd is None:
             self._poll(owner)
-        elif not dead and pidfd is not None:
+            return process.life_of(owner) is not Life.DEAD
+        if process.is_still(owner, pidfd):
             self._register(owner, pidfd)
-        elif pidfd is not None:
-            os.close(pidfd)
-        return not dead
+            return True
+        os.close(pidfd)
+        return False
 
     def life_of(self, owner: Owner) -> Life:
         """Find out at once whether an owner still runs."""

@@ -7,23 +7,24 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Self, TypeAlias
 
+from shmstore._os.paths import StorePaths
 from shmstore.wire.frames import FrameReader, frame
 from tests.processes import DEADLINE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from types import TracebackType
-
-    from shmstore._os.paths import StorePaths
 
     Ask: TypeAlias = Callable[[bytes], bytes | None]
     Treat: TypeAlias = Callable[[bytes, Ask], bytes | None]
 
 
 class Between:
-    """Stands at the manager's path while the manager's own socket is aside.
+    """Stands where this process and its forks look for the manager's socket.
 
-    It runs in this process, so the manager sees its connections as this process's own.
+    It runs in this process, so the manager sees its connections as this process's own. The socket
+    itself stays where it is: a manager whose socket is gone would make itself another.
 
     Args:
         files: The store's.
@@ -33,8 +34,9 @@ class Between:
     """
 
     def __init__(self, files: StorePaths, treat: Treat) -> None:
-        self._path = files.socket
-        self._aside = files.directory / "aside.sock"
+        self._manager = files.socket
+        self._path = files.directory / "between.sock"
+        self._looked_up = StorePaths.socket
         self._treat = treat
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -42,7 +44,7 @@ class Between:
 
     def __enter__(self) -> Self:
         """Take the manager's place."""
-        self._path.rename(self._aside)
+        self._look_for(self._path)
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self._path))
         self._listener.listen()
@@ -60,8 +62,7 @@ class Between:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        if self._aside.exists():
-            self._aside.rename(self._path)
+        self.leave()
         for one in list(self._open):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
@@ -70,9 +71,12 @@ class Between:
             assert not thread.is_alive()
 
     def leave(self) -> None:
-        """Go out of the way of a manager that is to come; the one aside is dead."""
-        self._path.unlink()
-        self._aside.unlink()
+        """Let what connects from now on come to the manager itself."""
+        StorePaths.socket = self._looked_up  # type: ignore[method-assign]  # as it was
+        self._path.unlink(missing_ok=True)
+
+    def _look_for(self, path: Path) -> None:
+        StorePaths.socket = property(lambda _: path)  # type: ignore[assignment,method-assign]  # in tests
 
     def _spawn(self, function: Callable[..., None], *arguments: socket.socket) -> None:
         thread = threading.Thread(target=function, args=arguments, daemon=True)
@@ -90,7 +94,7 @@ class Between:
     def _serve(self, client: socket.socket) -> None:
         with client, socket.socket(socket.AF_UNIX) as manager:
             self._open += [client, manager]
-            manager.connect(str(self._aside))
+            manager.connect(str(self._manager))
 
             def ask(body: bytes) -> bytes | None:
                 manager.sendall(frame(body))

@@ -56,7 +56,7 @@ class TestStart:
         """The first starts it; every other hears that it runs."""
         assert starter.start(launch(store_dir), soon()) is True
         assert starter.start(launch(store_dir), soon()) is False
-        assert len(with_directory(store_dir)) == 1
+        until(lambda: len(with_directory(store_dir)) == 2)  # with its supervisor
         with shmstore.open("t", start=False) as store:
             assert store.create(code="A").code == "A"
 
@@ -99,9 +99,13 @@ class TestStart:
 
     def test_errors_come_back(self, store_dir: Path) -> None:
         """What it fails with is raised here, with its own class."""
-        (store_dir / "t.table").write_bytes(b"x" * 100)
-        with pytest.raises(TableFormatError, match="100 bytes"):
+        with bare_host(store_dir) as bare:
+            bare.file.words.store(at.H_FORMAT, at.FORMAT + 1)
+            image = bare.file.words.copy_out(0, SMALL.map_size_bytes)
+        (store_dir / "t.table").write_bytes(image)
+        with pytest.raises(TableFormatError, match=f"format {at.FORMAT + 1}"):
             starter.start(launch(store_dir), soon())
+        assert (store_dir / "t.table").read_bytes() == image, "nothing was touched"
         store_dir.chmod(0o777)
         with pytest.raises(AccessDeniedError, match="0777"):
             starter.start(launch(store_dir), soon())
@@ -169,7 +173,7 @@ class TestStarters:
         assert children.fork(start).result() is True
         assert ManagerLock.acquire(store_dir / "t.lock") is None
         assert starter.start(launch(store_dir), soon()) is False
-        assert len(with_directory(store_dir)) == 1
+        until(lambda: len(with_directory(store_dir)) == 2)  # with its supervisor
 
     def test_with_blocked_signals(self, store_dir: Path, children: Children) -> None:
         """A manager can be ended by SIGTERM though its starter held that back."""
@@ -179,9 +183,10 @@ class TestStarters:
             return starter.start(launch(store_dir), soon())
 
         assert children.fork(start).result() is True
-        (pid,) = with_directory(store_dir)
+        with shmstore.open("t", start=False) as store:
+            pid = store.stats().manager_pid
         os.kill(pid, signal.SIGTERM)
-        until(lambda: is_gone(pid))
+        until(lambda: not with_directory(store_dir))
         assert not (store_dir / "t.table").exists()
 
 
@@ -295,13 +300,27 @@ class TestTable:
             assert bare.file.notices == []
 
     def test_of_a_dead_manager(self, store_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A table that was left without an end is ended, and its loss is said."""
+        """A table that was left without an end is adopted: by the next epoch, with all it has."""
         with bare_host(store_dir) as bare:
             last = bare.create("A")
-            assert header_of(store_dir / "t.table")[at.H_COUNT] == 1
             monkeypatch.setattr(type(bare.file), "unlink", lambda _: None)
         monkeypatch.undo()
         with bare_host(store_dir) as bare:
-            (notice,) = bare.file.notices
-            assert "1 sessions are lost" in notice
+            bare.require_sound()
+            assert bare.codes == {"A"}
+            assert bare.file.notices == []
+            assert bare.host.epoch == 2
+            assert bare.update("A").version == last.version + 1
+
+    def test_whose_end_had_begun(self, store_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An ending is finished, never adopted; versions go on above it."""
+        with bare_host(store_dir) as bare:
+            last = bare.create("A")
+            bare.file.words.store(at.H_STATE, at.STATE_STOPPED)
+            monkeypatch.setattr(type(bare.file), "unlink", lambda _: None)
+            view = header_of(store_dir / "t.table")
+        monkeypatch.undo()
+        with bare_host(store_dir) as bare:
+            assert view[at.H_COUNT] == at.NEVER
+            assert (bare.codes, bare.host.epoch) == (set(), 1)
             assert bare.create("A").version > last.version

@@ -167,18 +167,14 @@ def identify(pid: int, pidfd: int | None) -> Owner | None:
     return Owner(pid, ticks, pidfd_inode(pidfd))
 
 
-def is_still(owner: Owner, pidfd: int | None) -> bool:
-    """Say whether an owner runs, given a pidfd of whoever has its pid now, if there is one.
-
-    Raises:
-        OSError: It may not be looked at.
-
-    """
-    if pidfd is None:
-        return life_of(owner) is not Life.DEAD
+def is_still(owner: Owner, pidfd: int) -> bool:
+    """Say whether an owner runs, by a pidfd of whoever has its pid now; True if that is unknown."""
     if owner.inode and pidfd_inode(pidfd) not in {0, owner.inode}:
         return False
-    return start_ticks(owner.pid) == owner.start_ticks and not has_exited(pidfd)
+    try:
+        return start_ticks(owner.pid) == owner.start_ticks and not has_exited(pidfd)
+    except OSError:  # not permitted, or no descriptor left
+        return not has_exited(pidfd)
 
 
 def identify_self() -> Owner:

@@ -47,7 +47,7 @@ def _supervise(order: wire.Launch, files: paths.StorePaths, lock: SupervisorLock
     from shmstore.server import log, supervise  # after the lock, as said above
 
     log.log_to(files.log)
-    supervise.supervise(order, files, lock)
+    supervise.Supervising(order, files, lock).run()
 
 
 def _serve(order: wire.Launch, files: paths.StorePaths, lock: ManagerLock) -> None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import socket
-from typing import TYPE_CHECKING, Self
+import time
+from typing import TYPE_CHECKING, Final, Self
 
 from shmstore import config
+from shmstore.wire import messages
+from shmstore.wire.frames import frame
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from shmstore.errors import ShmStoreError
+
+_HELLO_S: Final = 0.1
+"""How long a client that is refused may take over its first message."""
 
 
 class Listener:
@@ -60,6 +70,16 @@ class Listener:
             return False
         return (status.st_dev, status.st_ino) == self._node
 
+    def refuse(self, error: ShmStoreError, duration_s: float) -> None:
+        """Give every client that waits, or comes within this time, an error for an answer."""
+        answer = frame(messages.encode(messages.failure(0, 0, error)))
+        deadline_s = time.monotonic() + duration_s
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if poll.poll(left_s * 1000):
+                _answer_one(self.socket, answer)
+
     def close(self) -> None:
         """Let go of it, and leave its path."""
         self.socket.close()
@@ -69,3 +89,13 @@ class Listener:
         if self.is_in_place:
             self._path.unlink(missing_ok=True)
         self.close()
+
+
+def _answer_one(listening: socket.socket, answer: bytes) -> None:
+    """Answer one client, whatever it asked. What it says is read first: else Linux resets it."""
+    with contextlib.suppress(OSError):
+        client, _ = listening.accept()
+        with client:
+            client.settimeout(_HELLO_S)
+            client.recv(config.RECV_BYTES)
+            client.sendall(answer)

@@ -23,6 +23,8 @@ from shmstore._table import layout as at
 from shmstore.errors import ProtocolError, ShmStoreError
 from shmstore.server import admission
 from shmstore.server.connection import Connection
+from shmstore.server.events import Events
+from shmstore.server.upkeep import Upkeep
 from shmstore.wire import messages
 from shmstore.wire.frames import body_max
 from shmstore.wire.messages import Goodbye, Hello, Request, Stop, Welcome
@@ -54,9 +56,6 @@ class ManagerLoop:
         succession: What starts another supervisor when there is none. None: there never is one.
         answered: Called once, after the first request was answered.
 
-    Attributes:
-        listener: Where clients connect now: another one, if the path was taken from the first.
-
     """
 
     def __init__(
@@ -69,35 +68,33 @@ class ManagerLoop:
         succession: Succession | None = None,
         answered: Callable[[], None] | None = None,
     ) -> None:
-        self.listener = listener
         self._host = host
-        self._succession = succession
         self._answered = answered
         self._bell = bell
-        self._linked = linked
         self._idle_timeout_s = host.options.idle_timeout_s
         self._max_body_bytes = body_max(host.options.max_session_bytes)
-        self._epoll = select.epoll()
+        self._events = Events()
+        self._epoll = self._events.epoll
         self._connections: dict[int, Connection] = {}
         self._clients: dict[ClientId, Connection] = {}
         self._ended = False
         self._end_asked = False
-        self._accepting = False
         self._busy_s = time.monotonic()  # when there was last a connection or a session
-        self._specials: dict[int, Callable[[], None]] = {
-            listener.socket.fileno(): self._accept,
-            bell: self._answer_bell,
-        }
+        self._events.add(bell, self._answer_bell)
         if linked is not None:
-            self._specials[linked] = self._linked_exited
-            self._epoll.register(linked, select.EPOLLIN)
-        self._epoll.register(bell, select.EPOLLIN)
-        self._accept_again()
-        self._follow_supervisor()
+            self._events.add(linked, self._linked_exited)
+        self._upkeep = Upkeep(host.file, listener, succession, self._events, self._accept)
+        self._upkeep.listen()
+
+    @property
+    def listener(self) -> Listener:
+        """Where clients connect now: another one, if the path was taken from the first."""
+        return self._upkeep.listener
 
     def serve(self) -> None:
         """Serve until the store has ended."""
         next_beat = time.monotonic()
+        actions = self._events.actions
         while not self._ended:
             now = time.monotonic()
             if now >= next_beat:
@@ -108,14 +105,13 @@ class ManagerLoop:
                 connection = self._connections.get(descriptor)
                 if connection is not None:
                     self._serve_client(connection, event)
-                elif descriptor in self._specials:  # else dropped by an event before this one
-                    self._specials[descriptor]()
+                elif descriptor in actions:  # else dropped by an event before this one
+                    actions[descriptor]()
                 if self._ended:
                     break
         for connection in list(self._connections.values()):
             self._drop(connection)
-        if self._succession is not None:
-            self._succession.close()
+        self._upkeep.close()
         self._epoll.close()
 
     def end(self, state: int) -> None:
@@ -230,8 +226,7 @@ class ManagerLoop:
         if not process.has_spare_descriptors():
             # Leave the client in the queue until something was closed.
             _log.warning("no descriptor is left for another client")
-            self._epoll.unregister(self.listener.socket)
-            self._accepting = False
+            self._upkeep.deafen()
             return
         try:
             connected, _ = self.listener.socket.accept()
@@ -253,11 +248,6 @@ class ManagerLoop:
             connection.send(messages.encode(messages.failure(0, self._host.base, error)))
         self._drop(connection)
 
-    def _accept_again(self) -> None:
-        if not self._accepting:
-            self._epoll.register(self.listener.socket, select.EPOLLIN)
-            self._accepting = True
-
     def _drop(self, connection: Connection) -> None:
         descriptor = connection.socket.fileno()
         if self._connections.pop(descriptor, None) is None:
@@ -269,7 +259,7 @@ class ManagerLoop:
         if connection.peer.pidfd is not None:
             os.close(connection.peer.pidfd)
         if not self._ended:
-            self._accept_again()
+            self._upkeep.listen()
 
     def _answer_bell(self) -> None:
         os.eventfd_read(self._bell)
@@ -286,62 +276,15 @@ class ManagerLoop:
         _log.info("the process that this store is linked to has exited")
         self.end(at.STATE_STOPPED)
 
-    # --- Supervision
-
-    def _follow_supervisor(self) -> None:
-        """Wait for what the succession waits for."""
-        if self._succession is not None and self._succession.descriptor is not None:
-            self._specials[self._succession.descriptor] = self._supervisor_said
-            self._epoll.register(self._succession.descriptor, select.EPOLLIN)
-
-    def _supervisor_said(self) -> None:
-        """The supervisor has gone, or a new one is there, or there is none and it is time."""
-        succession = self._succession
-        assert succession is not None
-        if succession.descriptor is not None:
-            del self._specials[succession.descriptor]
-            self._epoll.unregister(succession.descriptor)
-        pid = succession.advance()
-        if pid is not None:
-            self._host.file.set_supervisor(pid)
-        self._follow_supervisor()
-
-    def _keep_files(self) -> None:
-        """Give the store its files again, should somebody have removed them."""
-        if self._host.file.is_complete and self.listener.is_in_place:
-            return
-        try:
-            if not self._host.file.keep():
-                self.end(at.STATE_MOVED)
-            elif not self.listener.is_in_place:
-                self._listen_again()
-        except OSError:
-            _log.exception("files of the store were removed, and cannot be made anew yet")
-
-    def _listen_again(self) -> None:
-        listener = self.listener.again()
-        if self._accepting:
-            self._epoll.unregister(self.listener.socket)
-            self._accepting = False
-        del self._specials[self.listener.socket.fileno()]
-        self.listener.close()
-        self.listener = listener
-        self._specials[listener.socket.fileno()] = self._accept
-        if self._succession is not None:
-            self._succession.listener = listener
-        self._accept_again()
-
     # --- The heartbeat
 
     def _beat(self, now_s: float) -> None:
         """Do what is due every two seconds, and nothing that a request would have to wait for."""
         self._host.beat()
-        self._accept_again()
-        self._keep_files()
-        if self._ended:
+        self._upkeep.listen()
+        if not self._upkeep.beat():
+            self.end(at.STATE_MOVED)
             return
-        if self._succession is not None and self._succession.descriptor is None:
-            self._supervisor_said()
         for connection in [c for c in self._connections.values() if c.is_overdue(now_s)]:
             _log.warning("dropped a client of pid %d: too slow", connection.peer.pid)
             self._drop(connection)

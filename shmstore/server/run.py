@@ -95,11 +95,16 @@ def serve(
         loop = ManagerLoop(
             host, listener, bell, linked=linked, succession=succession, answered=answered
         )
+        stack.callback(_remove_unless, loop, given)
         with _ending_on_signals(loop):
             ready(file.notices)
             _serve_or_leave(loop)
-        if loop.listener is not given:  # the supervisor's is its own to remove
-            loop.listener.remove()
+
+
+def _remove_unless(loop: ManagerLoop, given: Listener | None) -> None:
+    """Remove the socket that this process made; the supervisor's is its own to remove."""
+    if loop.listener is not given:
+        loop.listener.remove()
 
 
 def _serve_or_leave(loop: ManagerLoop) -> None:

@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Final
 
 from shmstore import config
 from shmstore._os import process, spawn
-from shmstore._table import layout as at
 from shmstore.errors import (
     ManagerUnavailableError,
     StoreAlreadyRunningError,
@@ -41,12 +40,10 @@ from shmstore.errors import (
 from shmstore.server import run
 from shmstore.server.listener import Listener
 from shmstore.server.loop import FAULT_EXIT_CODE
+from shmstore.server.managed import ANSWERED, READY, Heartbeat, Manager
 from shmstore.wire import launch as wire
-from shmstore.wire import messages
-from shmstore.wire.frames import frame
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import FrameType
 
     from shmstore._os.lock import SupervisorLock
@@ -63,98 +60,6 @@ store."""
 
 _ORDERS: Final = (signal.SIGTERM, signal.SIGINT)
 """Signals that order the store to end."""
-
-_READY: Final = b"r"
-_ANSWERED: Final = b"a"
-
-
-class Manager:
-    """A manager, whoever's child it is.
-
-    Args:
-        pid: Its pid.
-        pidfd: Its pidfd, which this object closes.
-        ear: The reading end of a pipe on which it says how far it has come; None: far enough.
-
-    Attributes:
-        is_ready: Whether clients have been served, or could have been.
-        has_answered: Whether it has answered a request.
-
-    """
-
-    def __init__(self, pid: int, pidfd: int, ear: int | None) -> None:
-        self.pid = pid
-        self.pidfd = pidfd
-        self.ear = ear
-        self.is_ready = self.has_answered = ear is None
-
-    def listen(self) -> None:
-        """Take what it says of itself."""
-        if self.ear is not None:
-            said = os.read(self.ear, 16)
-            self.is_ready |= _READY in said
-            self.has_answered |= _ANSWERED in said
-            if not said or self.has_answered:
-                os.close(self.ear)
-                self.ear = None
-
-    def send(self, number: int) -> None:
-        """Send a signal; nothing if it has exited."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, number)
-
-    def exit_code(self) -> int | None:
-        """Return how it ended, if it is a child of this process; let go of it in any case."""
-        while self.ear is not None:
-            self.listen()  # the pipe's other end is closed: this ends
-        os.close(self.pidfd)
-        try:
-            _, status = os.waitpid(self.pid, 0)
-        except ChildProcessError:
-            return None
-        return os.waitstatus_to_exitcode(status)
-
-
-class Heartbeat:
-    """The heartbeat in the table that has the store's name.
-
-    Args:
-        path: The table's.
-
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._last = self._load()
-        self._since_s = time.monotonic()
-        self._still_s = 0.0
-
-    def stands_still(self) -> bool:
-        """Say whether it has not changed for HUNG_S of this process's clock.
-
-        Between two calls no more than an interval counts: if this process stood still meanwhile,
-        so may the manager have.
-        """
-        now_s = time.monotonic()
-        if now_s - self._since_s < config.HEARTBEAT_S:
-            return False
-        self._since_s = now_s
-        self._still_s += config.HEARTBEAT_S
-        beat = self._load()
-        if beat != self._last:
-            self._last, self._still_s = beat, 0.0
-        return self._still_s >= config.HUNG_S
-
-    def _load(self) -> bytes:
-        """Return the word; nothing if there is no table. Not mapped: the file may be replaced."""
-        try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            return b""
-        try:
-            return os.pread(descriptor, at.WORD_BYTES, at.H_HEARTBEAT_NS * at.WORD_BYTES)
-        finally:
-            os.close(descriptor)
 
 
 class Supervising:
@@ -241,7 +146,7 @@ class Supervising:
 
         def ready(notices: list[str]) -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _ORDERS)
-            os.write(mouth, _READY)
+            os.write(mouth, READY)
             self._tell(wire.Launched(os.getpid(), tuple(notices)))
 
         try:
@@ -251,7 +156,7 @@ class Supervising:
                 supervisor=parent,
                 resume=self._told,
                 ready=ready,
-                answered=lambda: _say(mouth, _ANSWERED),
+                answered=lambda: _say(mouth, ANSWERED),
             )
         except StoreAlreadyRunningError:
             self._tell(wire.NotLaunched(running=True))
@@ -373,13 +278,7 @@ class Supervising:
         self._tell(
             wire.NotLaunched(running=False, error=ManagerUnavailableError.__name__, message=msg)
         )
-        answer = frame(messages.encode(messages.failure(0, 0, ManagerUnavailableError(msg))))
-        deadline_s = time.monotonic() + config.GIVE_UP_S
-        poll = select.poll()
-        poll.register(listener.socket, select.POLLIN)
-        while (left_s := deadline_s - time.monotonic()) > 0:
-            if poll.poll(left_s * 1000):
-                _answer_one(listener.socket, answer)
+        listener.refuse(ManagerUnavailableError(msg), config.GIVE_UP_S)
 
     # --- Signals
 
@@ -399,18 +298,3 @@ def _say(mouth: int, word: bytes) -> None:
     with contextlib.suppress(BrokenPipeError):
         os.write(mouth, word)
     os.close(mouth)
-
-
-def _answer_one(listening: socket.socket, answer: bytes) -> None:
-    """Give one waiting client an answer, whatever it asked."""
-    with contextlib.suppress(OSError):
-        client, _ = listening.accept()
-        with client:
-            client.settimeout(config.GIVE_UP_S / 10)
-            client.recv(config.RECV_BYTES)
-            client.sendall(answer)
-
-
-def supervise(launch: Launch, files: StorePaths, lock: SupervisorLock) -> None:
-    """Keep a manager of this store running until the store has ended."""
-    Supervising(launch, files, lock).run()

@@ -16,44 +16,37 @@ A new table is built under a temporary name and renamed when ready: nobody ever 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import secrets
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from shmstore import config
 from shmstore._os import clock, memory, process
 from shmstore._os import paths as os_paths
 from shmstore._os.lock import ManagerLock, names
 from shmstore._table import header, recovery
 from shmstore._table import layout as at
-from shmstore._table.layout import Layout
-from shmstore._table.words import Words
 from shmstore._table.writer import TableWriter, end_table
 from shmstore.errors import StoreNotRunningError, TableCorruptError, TableFormatError
+from shmstore.server import mapped
 from shmstore.server.quarantine import Quarantine
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from shmstore._os.paths import StorePaths
     from shmstore._table.derived import Derived
+    from shmstore._table.layout import Layout
+    from shmstore._table.words import Words
     from shmstore.model import StoreOptions
+    from shmstore.server.mapped import Mapped
 
 _log = logging.getLogger("shmstore.server")
 
-_NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_EXISTING: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 _VERSION_MAX_AHEAD_US: Final = 10 * 365 * 24 * 3600 * 10**6
-"""No version is so far ahead of the clock; one that is belongs to the damage."""
-
-
-class _Mapped(NamedTuple):
-    """A table's file, open and mapped."""
-
-    descriptor: int
-    layout: Layout
-    words: Words
+"""No damaged table's version is so far ahead of the clock; one that is belongs to the damage."""
 
 
 class TableFile:
@@ -61,9 +54,7 @@ class TableFile:
 
     Attributes:
         lock: The manager's.
-        layout: The table's geometry.
-        words: Its words.
-        writer: Its writer.
+        writer: The table's writer.
         notices: What was lost with the table before it, for whoever started the manager.
 
     """
@@ -97,8 +88,7 @@ class TableFile:
         self.notices: list[str] = []
         self._paths = paths
         self._supervisor_pid = supervisor_pid
-        self._floor = 0
-        self._raise_floor(lock.version_floor)
+        self._floor = lock.version_floor
         found = self._find()
         if found is not None and self._ended(found):
             os.close(found.descriptor)
@@ -115,57 +105,47 @@ class TableFile:
 
     # --- What stands there
 
-    def _find(self) -> _Mapped | None:
+    def _find(self) -> Mapped | None:
         """Return the table of this boot that has the name, if there is one."""
-        path = self._paths.table
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return None
-        try:
+        with contextlib.ExitStack() as unless_found:
+            try:
+                descriptor = os.open(self._paths.table, _EXISTING)
+            except FileNotFoundError:
+                return None
+            unless_found.callback(os.close, descriptor)
             found = self._map(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if found is None:
-            os.close(descriptor)
-        return found
+            if found is not None:
+                unless_found.pop_all()
+            return found
 
-    def _map(self, descriptor: int) -> _Mapped | None:
-        size = os.fstat(descriptor).st_size
+    def _map(self, descriptor: int) -> Mapped | None:
         try:
-            memory.require_table_size(size, self._paths.table)
-            words = Words(memory.map_shared(descriptor, size, writable=True), memory.fence())
-            layout = Layout.of_table(words.view, size)
+            found = mapped.existing(descriptor, self._paths.table)
         except TableFormatError as error:
             if error.expected == at.FORMAT:
                 raise
             self._set_aside(descriptor, str(error))
             return None
-        self._raise_floor(header.version_reached(words.view, layout))
-        if header.boot_id_of(words.view) != process.boot_id():
+        if header.boot_id_of(found.words.view) != process.boot_id():
+            self._floor = max(self._floor, found.version_reached)
             _log.info("discarded the table of an earlier boot")
             return None
-        return _Mapped(descriptor, layout, words)
+        return found
 
-    def _raise_floor(self, version: int) -> None:
-        """Let no new table begin below a version that was reached, unless that is damage too."""
-        if version < clock.wall_us() + _VERSION_MAX_AHEAD_US:
-            self._floor = max(self._floor, version)
-
-    def _ended(self, found: _Mapped) -> bool:
+    def _ended(self, found: Mapped) -> bool:
         """Say whether a table's end has begun; if so it is finished now."""
         state = found.words.load(at.H_STATE)
         if state not in {at.STATE_IDLE, at.STATE_STOPPED, at.STATE_MOVED}:
             return False
         end_table(found.words, found.layout, state)
+        self._floor = max(self._floor, found.version_reached)
         return True
 
-    def _adopt(self, found: _Mapped) -> bool:
+    def _adopt(self, found: Mapped) -> bool:
         """Go on with a dead manager's table; False when there is nothing to hold on to."""
         words, layout = found.words, found.layout
         if words.load(at.H_STATE) != at.STATE_READY:
-            self._set_aside(found.descriptor, f"its state is {words.load(at.H_STATE)}")
+            self._give_up(found, f"its state is {words.load(at.H_STATE)}")
             return False
         dead = words.load(at.H_MANAGER_PID)
         quarantine = Quarantine(self._paths.directory / f"{self._paths.name}.quarantine")
@@ -178,16 +158,20 @@ class TableFile:
                 beat=lambda: words.store(at.H_HEARTBEAT_NS, clock.boot_ns()),
             )
         except TableCorruptError as error:
-            self._set_aside(found.descriptor, error.reason)
+            self._give_up(found, error.reason)
             return False
         _log.info("adopted the table of pid %d, with %d sessions", dead, len(derived.codes))
         if quarantine.count:
-            self._say(
-                f"{quarantine.count} damaged records of {self._paths.table} were set aside in "
-                f"{quarantine.path}, and their sessions deleted"
-            )
+            where = f"of {self._paths.table} were set aside in {quarantine.path}"
+            self._say(f"{quarantine.count} damaged records {where}, and their sessions deleted")
         self._use(found, derived)
         return True
+
+    def _give_up(self, found: Mapped, reason: str) -> None:
+        version = found.version_reached
+        if version < clock.wall_us() + _VERSION_MAX_AHEAD_US:
+            self._floor = max(self._floor, version)
+        self._set_aside(found.descriptor, reason)
 
     def _set_aside(self, descriptor: int, reason: str) -> None:
         """Keep what cannot be a table for whoever wants to look into it; the last one of these."""
@@ -208,47 +192,27 @@ class TableFile:
     # --- A new one
 
     def _make(self, options: StoreOptions) -> None:
-        building = self._building()
-        descriptor = os.open(building, _NEW_FILE, 0o600)
+        with self._new_file() as descriptor:
+            self._use(mapped.make(descriptor, options, version_floor=self._floor), None)
+
+    @contextlib.contextmanager
+    def _new_file(self) -> Iterator[int]:
+        """Have a new file, which gets the table's name at the end of the block."""
+        building = self._paths.directory / f"{self._paths.name}.table.new"
+        building.unlink(missing_ok=True)
+        descriptor = os.open(building, mapped.NEW_FILE, 0o600)
         try:
-            self._use(self._build(descriptor, options), None)
+            yield descriptor
             building.rename(self._paths.table)
         except BaseException:
-            building.unlink()
+            building.unlink(missing_ok=True)
             os.close(descriptor)
             raise
 
-    def _build(self, descriptor: int, options: StoreOptions) -> _Mapped:
-        size = options.map_size_bytes
-        os.ftruncate(descriptor, size)
-        layout = Layout.of_size(size, config.ROWS_COUNT)
-        # Before the first page is touched: on a full tmpfs a store into a hole is a SIGBUS.
-        memory.reserve(descriptor, 0, layout.ctl_offset)
-        arena = layout.arena_offset
-        memory.reserve(descriptor, arena, header.first_lines(layout) * at.LINE_BYTES - arena)
-        words = Words(memory.map_shared(descriptor, size, writable=True), memory.fence())
-        now_us = clock.wall_us()
-        header.create(
-            words,
-            layout,
-            options,
-            base=max(now_us, self._floor + 1),
-            salt=secrets.randbits(63),
-            boot_id=process.boot_id(),
-            created_ns=now_us * 1000,
-        )
-        words.store(at.H_EPOCH, 1)
-        return _Mapped(descriptor, layout, words)
-
-    def _building(self) -> Path:
-        building = self._paths.directory / f"{self._paths.name}.table.new"
-        building.unlink(missing_ok=True)
-        return building
-
-    def _use(self, mapped: _Mapped, derived: Derived | None) -> None:
+    def _use(self, table: Mapped, derived: Derived | None) -> None:
         """Be the manager of a table from here on."""
-        self._descriptor, self.layout, self.words = mapped
-        self.writer = TableWriter(self.words, self.layout, self._reserve, derived)
+        self._mapped = table
+        self.writer = TableWriter(table.words, table.layout, self._reserve, derived)
         now = clock.boot_ns()
         for where, word in (
             (at.H_MANAGER_PID, os.getpid()),
@@ -257,9 +221,19 @@ class TableFile:
             (at.H_HEARTBEAT_NS, now),
             (at.H_STATE, at.STATE_READY),
         ):
-            self.words.store(where, word)
+            table.words.store(where, word)
 
     # --- While it is served
+
+    @property
+    def layout(self) -> Layout:
+        """The table's geometry."""
+        return self._mapped.layout
+
+    @property
+    def words(self) -> Words:
+        """The table's words."""
+        return self._mapped.words
 
     @property
     def is_complete(self) -> bool:
@@ -268,7 +242,7 @@ class TableFile:
 
     @property
     def _is_in_place(self) -> bool:
-        return names(self._paths.table, self._descriptor)
+        return names(self._paths.table, self._mapped.descriptor)
 
     def keep(self) -> bool:
         """Make anew what was removed of directory, lock and table.
@@ -297,41 +271,13 @@ class TableFile:
         """Give the table a file under its name again: another, with the same bytes and base.
 
         Its readers go on in the old one until that is marked as moved, and then come to the new.
-
-        Raises:
-            OSError: There is no room for it. Nothing has changed.
-
         """
-        building = self._building()
-        descriptor = os.open(building, _NEW_FILE, 0o600)
-        try:
-            mapped = self._copy_to(descriptor)
-            building.rename(self._paths.table)
-        except BaseException:
-            building.unlink(missing_ok=True)
-            os.close(descriptor)
-            raise
-        old, old_descriptor = self.words, self._descriptor
-        self._descriptor, _, self.words = mapped
-        self.writer.move_to(self.words)
-        end_table(old, self.layout, at.STATE_MOVED)
-        os.close(old_descriptor)
-
-    def _copy_to(self, descriptor: int) -> _Mapped:
-        layout, words = self.layout, self.words
-        os.ftruncate(descriptor, layout.map_size_bytes)
-        slots = words.load(at.H_SLOTS_RESERVED) * at.WORD_BYTES
-        lines_end = words.load(at.H_LINES_RESERVED) * at.LINE_BYTES
-        copy = memory.map_shared(descriptor, layout.map_size_bytes, writable=True)
-        for begin, end in (
-            (0, layout.ctl_offset),
-            (layout.ctl_offset, layout.ctl_offset + slots),
-            (layout.touch_offset, layout.touch_offset + slots),
-            (layout.arena_offset, lines_end),
-        ):
-            memory.reserve(descriptor, begin, end - begin)
-            copy[begin:end] = words.copy_out(begin, end - begin)
-        return _Mapped(descriptor, layout, Words(copy, memory.fence()))
+        with self._new_file() as descriptor:
+            copy = mapped.copy(self._mapped, descriptor)
+        old, self._mapped = self._mapped, copy
+        self.writer.move_to(copy.words)
+        end_table(old.words, old.layout, at.STATE_MOVED)
+        os.close(old.descriptor)
 
     def set_supervisor(self, pid: int) -> None:
         """Note who restarts this manager."""
@@ -345,8 +291,8 @@ class TableFile:
 
     def close(self) -> None:
         """Close the file, and give the lock up; the map goes with its last view."""
-        os.close(self._descriptor)
+        os.close(self._mapped.descriptor)
         self.lock.release()
 
     def _reserve(self, offset_bytes: int, size_bytes: int) -> None:
-        memory.reserve(self._descriptor, offset_bytes, size_bytes)
+        memory.reserve(self._mapped.descriptor, offset_bytes, size_bytes)

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
 from shmstore import config, starter
-from shmstore._os import memory, paths
+from shmstore._os import clock, memory, paths
 from shmstore._table import header
 from shmstore._table import layout as at
 from shmstore._table.layout import Layout
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from shmstore.store.settings import Settings
 
 _R = TypeVar("_R")
+
+_STALE_NS: Final = int(config.STALE_HEARTBEAT_S * 1e9)
 
 _REATTACH_MAX: Final = 100
 """Attachments in one read before it gives up: each needs the store to have been ended in it."""
@@ -54,6 +56,7 @@ class FollowedTable:
         self._settings = settings
         self._paths = settings.paths
         self._euid = os.geteuid()
+        self._looked_ns = 0  # when the heartbeat was last found to be old
 
     def attach_first(self, proxy: SessionTableProxy, *, started: bool) -> None:
         """Come to a table whose manager answers; the proxy starts one if it may.
@@ -121,6 +124,15 @@ class FollowedTable:
                 if state == at.STATE_STOPPED:
                     raise self.ended("was stopped")
         raise self.ended("ends as often as it is read")
+
+    def looks_abandoned(self) -> bool:
+        """Say whether the manager's heart has not beaten for long; after a while say it again."""
+        now_ns = clock.boot_ns()
+        since_ns = max(self.reader.view[at.H_HEARTBEAT_NS], self._looked_ns)
+        if now_ns - since_ns < _STALE_NS:
+            return False
+        self._looked_ns = now_ns
+        return True
 
     def start_anew(self, deadline_s: float) -> bool:
         """Start a manager for this handle, unless the store was stopped on purpose.

@@ -163,6 +163,9 @@ class SessionStore:
             direction: Only sessions of this direction; None: of none.
             limit: At most so many.
 
+        A manager that died together with its supervisor leaves sessions of dead owners behind;
+        when the table's heartbeat is old, this looks whether there is one, and starts it.
+
         Of more sessions than the handle's `cache_max_count` nothing is kept between two calls, and
         each call decodes them all.
 
@@ -528,6 +531,9 @@ class SessionStore:
         return f"<{type(self).__name__} {self._settings.name!r}{state}>"
 
     def _sessions(self) -> list[Session]:
+        if self._settings.start and self._table.looks_abandoned():
+            with contextlib.suppress(ShmStoreError):  # what is there can be read all the same
+                self._proxy.revive()
         nothing: list[Session] = []
         return self._table.read(TableReader.newest_first, nothing)
 

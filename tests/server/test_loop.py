@@ -638,7 +638,7 @@ def test_an_asked_end_is_not_lost_to_the_bell(store_dir: Path) -> None:
         bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         loop = loop_module.ManagerLoop(bare.host, listener, bell, linked=None)
         os.eventfd_write(bell, 1)
-        answer_bell = loop._specials[bell]  # the loop has looked up what is to be done
+        answer_bell = loop._events.actions[bell]  # the loop has looked up what is to be done
         loop.ask_to_end()  # the signal's handler runs
         answer_bell()  # and the loop does what it has looked up
         thread = threading.Thread(target=loop.serve, daemon=True)

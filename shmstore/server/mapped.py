@@ -1,0 +1,98 @@
+"""A table's file, mapped: an existing one, a new one, or a copy of another."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from shmstore import config
+from shmstore._os import clock, memory, process
+from shmstore._table import header
+from shmstore._table import layout as at
+from shmstore._table.layout import Layout
+from shmstore._table.words import Words
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shmstore.model import StoreOptions
+
+NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class Mapped(NamedTuple):
+    """A table's file, its geometry and its words; the map goes with the last view of them."""
+
+    descriptor: int
+    layout: Layout
+    words: Words
+
+    @property
+    def version_reached(self) -> int:
+        """The highest version that it may have given out."""
+        return header.version_reached(self.words.view, self.layout)
+
+
+def existing(descriptor: int, path: Path) -> Mapped:
+    """Map the table that a file has.
+
+    Raises:
+        TableFormatError: It has none, or one of another format.
+
+    """
+    size = os.fstat(descriptor).st_size
+    memory.require_table_size(size, path)
+    words = Words(memory.map_shared(descriptor, size, writable=True), memory.fence())
+    return Mapped(descriptor, Layout.of_table(words.view, size), words)
+
+
+def make(descriptor: int, options: StoreOptions, *, version_floor: int) -> Mapped:
+    """Make an empty table in an empty file; its versions are above the floor.
+
+    Raises:
+        StoreFullError: There is no room for it.
+
+    """
+    size = options.map_size_bytes
+    os.ftruncate(descriptor, size)
+    layout = Layout.of_size(size, config.ROWS_COUNT)
+    # Before the first page is touched: on a full tmpfs a store into a hole is a SIGBUS.
+    memory.reserve(descriptor, 0, layout.ctl_offset)
+    arena = layout.arena_offset
+    memory.reserve(descriptor, arena, header.first_lines(layout) * at.LINE_BYTES - arena)
+    words = Words(memory.map_shared(descriptor, size, writable=True), memory.fence())
+    now_us = clock.wall_us()
+    header.create(
+        words,
+        layout,
+        options,
+        base=max(now_us, version_floor + 1),
+        salt=secrets.randbits(63),
+        boot_id=process.boot_id(),
+        created_ns=now_us * 1000,
+    )
+    words.store(at.H_EPOCH, 1)
+    return Mapped(descriptor, layout, words)
+
+
+def copy(table: Mapped, descriptor: int) -> Mapped:
+    """Copy all of a table that has pages into an empty file.
+
+    Raises:
+        StoreFullError: There is no room for it.
+
+    """
+    layout, words = table.layout, table.words
+    os.ftruncate(descriptor, layout.map_size_bytes)
+    slots_bytes = words.load(at.H_SLOTS_RESERVED) * at.WORD_BYTES
+    into = memory.map_shared(descriptor, layout.map_size_bytes, writable=True)
+    for begin, end in (
+        (0, layout.ctl_offset),
+        (layout.ctl_offset, layout.ctl_offset + slots_bytes),
+        (layout.touch_offset, layout.touch_offset + slots_bytes),
+        (layout.arena_offset, words.load(at.H_LINES_RESERVED) * at.LINE_BYTES),
+    ):
+        memory.reserve(descriptor, begin, end - begin)
+        into[begin:end] = words.copy_out(begin, end - begin)
+    return Mapped(descriptor, layout, Words(into, memory.fence()))
