@@ -63,7 +63,7 @@ class Context(msgspec.Struct, frozen=True):
         caller: The identity of its process.
         given: What the request's owner_pid stands for; UNSET when it gives none.
         now_ns: Boot clock.
-        now: Wall clock.
+        wall: The wall clock, which only a new session needs.
         max_session_bytes: The store's limit.
         is_dead: Whether an owner is dead now; asked of others than the caller.
 
@@ -73,7 +73,7 @@ class Context(msgspec.Struct, frozen=True):
     caller: Owner
     given: Owner | UnsetType | None
     now_ns: int
-    now: datetime
+    wall: Callable[[], datetime]
     max_session_bytes: int
     is_dead: Callable[[Owner], bool] = _nobody
 
@@ -290,7 +290,7 @@ def _make(table: TableWriter, code: str, request: Create | Put, context: Context
         owner = context.given
     table.make_room(context.now_ns)
     version = table.next_version
-    stored = _fresh(code, fields, fields.created_at or context.now, version)
+    stored = _fresh(code, fields, fields.created_at or context.wall(), version)
     payload = _payload(stored, owner, version, context)
     table.create(
         code,

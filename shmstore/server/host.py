@@ -85,9 +85,8 @@ class Host:
 
         """
         given = self._given(request, caller)
-        now_ns, now = clock.boot_ns(), clock.wall()
         limit = self.options.max_session_bytes
-        context = Context(client, caller, given, now_ns, now, limit, self._is_dead)
+        context = Context(client, caller, given, clock.boot_ns(), clock.wall, limit, self._is_dead)
         try:
             answer = operations.apply(self._table, request, context)
         except StaleOwnerError as stale:
