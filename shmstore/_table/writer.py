@@ -47,14 +47,6 @@ if TYPE_CHECKING:
 Reserve: TypeAlias = Callable[[int, int], None]
 """Gets pages for (offset_bytes, size_bytes), or raises StoreFullError and changes nothing."""
 
-_COUNTERS: Final = (
-    at.H_CREATED,
-    at.H_UPDATED,
-    at.H_DELETED,
-    at.H_REAPED,
-    at.H_EXPIRED,
-    at.H_QUARANTINED,
-)
 _CHUNK_LINES: Final = config.RESERVE_CHUNK_BYTES // at.LINE_BYTES
 _CHUNK_SLOTS: Final = 16 * at.PAGE_WORDS
 
@@ -107,7 +99,6 @@ class TableWriter:
         self._clients: dict[tuple[int, int], set[ClientId]] = {}  # by process: those with a row
         self._free_rows = list(range(layout.rows_max - 1, -1, -1))
         self._noted_lines: set[int] = set()  # named by a row
-        self._counters = dict.fromkeys(_COUNTERS, 0)
         self._used_bytes = 0
         self._spare = layout.rows_max + 1  # a delete's block for every row, and one to begin with
         self._arena = Arena(
@@ -405,9 +396,8 @@ class TableWriter:
 
     def _count(self, counter: int) -> None:
         """Store the figures that a mutation changed."""
-        words, counters = self._words, self._counters
-        counters[counter] += 1
-        words.store(counter, counters[counter])
+        words = self._words
+        words.store(counter, self._view[counter] + 1)
         words.store(at.H_LSN, self.lsn)
         used = self._arena.taken_count * at.LINE_BYTES + self._slots_used * 2 * at.WORD_BYTES
         if used != self._used_bytes:
