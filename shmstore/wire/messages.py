@@ -36,7 +36,7 @@ _Word: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 """What a word of the table takes, and what msgspec can hold a number to."""
 
 
-class Request(msgspec.Struct, array_like=True, frozen=True):
+class Request(msgspec.Struct, array_like=True):
     """The head of every request.
 
     Attributes:
@@ -51,14 +51,14 @@ class Request(msgspec.Struct, array_like=True, frozen=True):
     first_base: _Word
 
 
-class Create(Request, tag=1, frozen=True):
+class Create(Request, tag=1):
     """Create a session; a taken code is an error. `unowned`: nobody's, unless a pid is given."""
 
     fields: Fields
     unowned: bool
 
 
-class Changing(Request, frozen=True):
+class Changing(Request):
     """The head of what is done to one session by its code."""
 
     code: str
@@ -66,30 +66,30 @@ class Changing(Request, frozen=True):
     if_created: int | None
 
 
-class Update(Changing, tag=2, frozen=True):
+class Update(Changing, tag=2):
     """Merge fields into a session."""
 
     fields: Fields
 
 
-class Replace(Changing, tag=3, frozen=True):
+class Replace(Changing, tag=3):
     """Make a session anew; only owner and created_at stay unless given."""
 
     fields: Fields
 
 
-class Put(Changing, tag=4, frozen=True):
+class Put(Changing, tag=4):
     """Replace or create."""
 
     fields: Fields
     unowned: bool
 
 
-class Delete(Changing, tag=5, frozen=True):
+class Delete(Changing, tag=5):
     """Delete a session."""
 
 
-class Stop(Request, tag=6, frozen=True):
+class Stop(Request, tag=6):
     """End the store."""
 
 
@@ -151,7 +151,8 @@ class Failed(msgspec.Struct, tag=3, array_like=True, frozen=True):
 Answered = Welcome | Done | Gone | Failed
 Heard = Welcome | DoneHere | Gone | Failed
 
-encode: Final[Callable[[Asked | Answered | Session], bytes]] = msgspec.msgpack.Encoder().encode
+_Sent: TypeAlias = Request | Asked | Answered | Session
+encode: Final[Callable[[_Sent], bytes]] = msgspec.msgpack.Encoder().encode
 """Return a message as the body of a frame."""
 
 _decode_asked: Final[Callable[[bytes], Asked]] = msgspec.msgpack.Decoder(Asked).decode
