@@ -169,9 +169,10 @@ def _create(table: TableWriter, request: Create, context: Context) -> Done:
 
 
 def _update(table: TableWriter, request: Update, context: Context) -> Done:
+    fields = request.fields
+    _refuse_other_code(fields, request.code)
     block = _present(table, request)
     _refuse_stale(block.owner, context)
-    fields = request.fields
     _check_values(fields)
     stored = _decode_stored(block.payload)
     if fields.direction is not UNSET:
@@ -194,9 +195,10 @@ def _update(table: TableWriter, request: Update, context: Context) -> Done:
 
 
 def _replace(table: TableWriter, request: Replace | Put, context: Context) -> Done:
+    fields = request.fields
+    _refuse_other_code(fields, request.code)
     block = _present(table, request)
     _refuse_stale(block.owner, context)
-    fields = request.fields
     _check_values(fields)
     before = _decode_stored(block.payload)
     created_at = fields.created_at or before.created_at
@@ -252,8 +254,6 @@ def _check_values(fields: Fields) -> None:
 def _present(table: TableWriter, request: Update | Replace | Put | Delete) -> Block:
     """Return the record of the session that a request is about, if it is the one it names."""
     code = request.code
-    if not isinstance(request, Delete) and request.fields.code is not UNSET:
-        _refuse_other_code(request.fields, code)
     slot = table.codes.get(code)
     if slot is None:
         msg = f"there is no session {code!r}: it was deleted, its owner exited, or it never was"

@@ -407,7 +407,7 @@ class SessionTableProxy:
                 link.drop()  # a signal's exception, say: the answer may still be on its way
                 raise
             else:
-                if not isinstance(answer, Welcome) and answer.number == link.number:
+                if type(answer) is not Welcome and answer.number == link.number:
                     return answer
                 link.drop()
                 raise _unexpected(answer)

@@ -145,11 +145,11 @@ class Host:
 
     def _given(self, request: Operation, caller: Owner) -> Owner | UnsetType | None:
         """Return the owner that a request names, watched and alive; UNSET when it names none."""
+        if isinstance(request, Update) and request.fields.owner_pid is UNSET:
+            return UNSET  # nearly always
         if isinstance(request, Delete):
             return UNSET
         pid = request.fields.owner_pid
-        if pid is UNSET and isinstance(request, Update):
-            return UNSET
         if pid is None:
             return None
         if pid is UNSET:

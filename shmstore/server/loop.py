@@ -25,7 +25,7 @@ from shmstore.server import admission
 from shmstore.server.connection import Connection
 from shmstore.wire import messages
 from shmstore.wire.frames import body_max
-from shmstore.wire.messages import Goodbye, Hello, Request, Stop, Welcome
+from shmstore.wire.messages import Goodbye, Hello, Stop, Welcome
 
 if TYPE_CHECKING:
     import socket
@@ -151,22 +151,22 @@ class ManagerLoop:
                 msg = "the first message of a connection is Hello"
                 raise ProtocolError(msg)
             answer = self._welcome(connection, asked)
-        elif isinstance(asked, Request):
+        elif type(asked) is Goodbye:
+            self._host.forget(client)
+            raise EOFError
+        elif type(asked) is Hello:
+            msg = "Hello comes once in a connection"
+            raise ProtocolError(msg)
+        else:
             if asked.number <= connection.last_number:
                 msg = f"request {asked.number} came after request {connection.last_number}"
                 raise ProtocolError(msg)
             connection.last_number = asked.number
             answer = self._do(asked, client, owner)
-        elif isinstance(asked, Goodbye):
-            self._host.forget(client)
-            raise EOFError
-        else:
-            msg = "Hello comes once in a connection"
-            raise ProtocolError(msg)
         connection.send(messages.encode(answer))
 
     def _do(self, asked: Operation | Stop, client: ClientId, caller: Owner) -> messages.Answered:
-        if isinstance(asked, Stop):
+        if type(asked) is Stop:
             self.end(at.STATE_STOPPED)
             return messages.Gone(asked.number, self._host.base, existed=True)
         try:

@@ -2,11 +2,14 @@
 
 Rules: a tag and a field never change their meaning; new fields go to the end with a default. WIRE
 changes when that cannot be kept, and the two ends then refuse each other.
+
+On the path of every request kinds are told apart by `type(message) is Kind`: for a struct's class
+`isinstance` costs ten times as much wherever the answer is no.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, final
 
 import msgspec
 
@@ -24,6 +27,7 @@ WIRE: Final = 1
 # --- What a proxy says
 
 
+@final
 class Hello(msgspec.Struct, tag=0, array_like=True, frozen=True):
     """The first message of a connection."""
 
@@ -89,10 +93,12 @@ class Delete(Changing, tag=5):
     """Delete a session."""
 
 
+@final
 class Stop(Request, tag=6):
     """End the store."""
 
 
+@final
 class Goodbye(msgspec.Struct, tag=7, array_like=True, frozen=True):
     """The client will ask for no outcome any more."""
 
@@ -102,6 +108,7 @@ Asked = Hello | Create | Update | Replace | Put | Delete | Stop | Goodbye
 # --- What a manager answers
 
 
+@final
 class Welcome(msgspec.Struct, tag=0, array_like=True, frozen=True):
     """The answer to Hello."""
 
