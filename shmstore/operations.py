@@ -63,7 +63,7 @@ class Context(msgspec.Struct, frozen=True):
         caller: The identity of its process.
         given: What the request's owner_pid stands for; UNSET when it gives none.
         now_ns: Boot clock.
-        now: Wall clock.
+        wall: The wall clock, which only a new session needs.
         max_session_bytes: The store's limit.
         is_dead: Whether an owner is dead now; asked of others than the caller.
 
@@ -73,7 +73,7 @@ class Context(msgspec.Struct, frozen=True):
     caller: Owner
     given: Owner | UnsetType | None
     now_ns: int
-    now: datetime
+    wall: Callable[[], datetime]
     max_session_bytes: int
     is_dead: Callable[[Owner], bool] = _nobody
 
@@ -169,9 +169,10 @@ def _create(table: TableWriter, request: Create, context: Context) -> Done:
 
 
 def _update(table: TableWriter, request: Update, context: Context) -> Done:
+    fields = request.fields
+    _refuse_other_code(fields, request.code)
     block = _present(table, request)
     _refuse_stale(block.owner, context)
-    fields = request.fields
     _check_values(fields)
     stored = _decode_stored(block.payload)
     if fields.direction is not UNSET:
@@ -194,9 +195,10 @@ def _update(table: TableWriter, request: Update, context: Context) -> Done:
 
 
 def _replace(table: TableWriter, request: Replace | Put, context: Context) -> Done:
+    fields = request.fields
+    _refuse_other_code(fields, request.code)
     block = _present(table, request)
     _refuse_stale(block.owner, context)
-    fields = request.fields
     _check_values(fields)
     before = _decode_stored(block.payload)
     created_at = fields.created_at or before.created_at
@@ -252,8 +254,6 @@ def _check_values(fields: Fields) -> None:
 def _present(table: TableWriter, request: Update | Replace | Put | Delete) -> Block:
     """Return the record of the session that a request is about, if it is the one it names."""
     code = request.code
-    if not isinstance(request, Delete) and request.fields.code is not UNSET:
-        _refuse_other_code(request.fields, code)
     slot = table.codes.get(code)
     if slot is None:
         msg = f"there is no session {code!r}: it was deleted, its owner exited, or it never was"
@@ -290,7 +290,7 @@ def _make(table: TableWriter, code: str, request: Create | Put, context: Context
         owner = context.given
     table.make_room(context.now_ns)
     version = table.next_version
-    stored = _fresh(code, fields, fields.created_at or context.now, version)
+    stored = _fresh(code, fields, fields.created_at or context.wall(), version)
     payload = _payload(stored, owner, version, context)
     table.create(
         code,

@@ -53,6 +53,7 @@ from shmstore.wire.messages import (
     Hello,
     Put,
     Replace,
+    Request,
     Stop,
     Update,
     Welcome,
@@ -62,9 +63,6 @@ if TYPE_CHECKING:
     from shmstore._os.paths import StorePaths
     from shmstore.model import Session
     from shmstore.wire.fields import Fields
-
-Make: TypeAlias = Callable[[int, int, int], messages.Asked]
-"""From (number, deadline_ns, first_base) to the request."""
 
 Start: TypeAlias = Callable[[float], bool]
 """Starts a manager, by a deadline. False: another one has the store, and may not serve yet."""
@@ -78,6 +76,9 @@ _START_AGAIN_S: Final = 0.5
 _BESIDE_SESSION_BYTES: Final = 512
 """What a request may have beside its session: names of fields, the code, numbers."""
 
+
+_HEAD: Final = (0, 0, 0)
+"""Number, deadline and first base of a request that is not asked yet: `_ask` knows them."""
 
 _A = TypeVar("_A", DoneHere, Gone)
 
@@ -213,9 +214,8 @@ class SessionTableProxy:
             ManagerTimeoutError: The deadline passed; the error says whether the outcome is known.
 
         """
-        return self._ask(
-            lambda n, d, b: Create(n, d, b, fields, unowned), DoneHere, timeout_s, self._start
-        ).session
+        request = Create(*_HEAD, fields, unowned)
+        return self._ask(request, DoneHere, timeout_s, self._start).session
 
     def update(
         self,
@@ -233,12 +233,8 @@ class SessionTableProxy:
             VersionConflictError: It is not the one that was named.
 
         """
-        return self._ask(
-            lambda n, d, b: Update(n, d, b, code, if_version, if_created, fields),
-            DoneHere,
-            timeout_s,
-            self._start,
-        ).session
+        request = Update(*_HEAD, code, if_version, if_created, fields)
+        return self._ask(request, DoneHere, timeout_s, self._start).session
 
     def replace(
         self,
@@ -256,12 +252,8 @@ class SessionTableProxy:
             VersionConflictError: It is not the one that was named.
 
         """
-        return self._ask(
-            lambda n, d, b: Replace(n, d, b, code, if_version, if_created, fields),
-            DoneHere,
-            timeout_s,
-            self._start,
-        ).session
+        request = Replace(*_HEAD, code, if_version, if_created, fields)
+        return self._ask(request, DoneHere, timeout_s, self._start).session
 
     def put(
         self,
@@ -279,12 +271,8 @@ class SessionTableProxy:
             VersionConflictError: It is not the one that was named.
 
         """
-        return self._ask(
-            lambda n, d, b: Put(n, d, b, code, if_version, if_created, fields, unowned),
-            DoneHere,
-            timeout_s,
-            self._start,
-        ).session
+        request = Put(*_HEAD, code, if_version, if_created, fields, unowned)
+        return self._ask(request, DoneHere, timeout_s, self._start).session
 
     def delete(
         self,
@@ -300,16 +288,12 @@ class SessionTableProxy:
             VersionConflictError: It is not the one that was named.
 
         """
-        return self._ask(
-            lambda n, d, b: Delete(n, d, b, code, if_version, if_created),
-            Gone,
-            timeout_s,
-            self._start,
-        ).existed
+        request = Delete(*_HEAD, code, if_version, if_created)
+        return self._ask(request, Gone, timeout_s, self._start).existed
 
     def stop(self, timeout_s: float | None = None) -> None:
         """End the store. A manager that does not run is not started for it."""
-        self._ask(Stop, Gone, timeout_s, None)
+        self._ask(Stop(*_HEAD), Gone, timeout_s, None)
 
     # --- The connection
 
@@ -377,7 +361,7 @@ class SessionTableProxy:
             link.lock.release()
 
     def _ask(
-        self, make: Make, answer_type: type[_A], timeout_s: float | None, start: Start | None
+        self, request: Request, answer_type: type[_A], timeout_s: float | None, start: Start | None
     ) -> _A:
         """Ask once, however often the question has to be sent, and return the answer."""
         if timeout_s is None:
@@ -385,9 +369,11 @@ class SessionTableProxy:
         deadline_ns = clock.boot_ns() + int(timeout_s * _NS)
         link = self._link()
         try:
-            if timeout_s <= 0 or not link.lock.acquire(timeout=timeout_s):
+            if timeout_s <= 0 or not (
+                link.lock.acquire(blocking=False) or link.lock.acquire(timeout=timeout_s)
+            ):
                 raise TimeoutError("other threads' calls took the time")
-            answer = self._ask_until(link, make, deadline_ns, start)
+            answer = self._ask_until(link, request, deadline_ns, start)
         except TimeoutError as error:
             raise self._late(error, timeout_s) from None
         finally:  # SYNC-signal: nothing that a signal could interrupt stands before the release
@@ -402,16 +388,19 @@ class SessionTableProxy:
         raise _unexpected(answer)
 
     def _ask_until(  # noqa: C901  # what can go wrong in an exchange, side by side
-        self, link: _Link, make: Make, deadline_ns: int, start: Start | None
+        self, link: _Link, request: Request, deadline_ns: int, start: Start | None
     ) -> messages.Heard:
         link.number += 1
+        request.number = link.number
+        request.deadline_ns = deadline_ns
         before = first_base = 0  # the table whose manager was first sent all of it; 0: none was
         attempt = 0
         while True:
             try:
                 if link.socket is None:
                     self._connect_for(link, deadline_ns, start, sent=first_base != 0)
-                body = messages.encode(make(link.number, deadline_ns, first_base))
+                request.first_base = first_base
+                body = messages.encode(request)
                 if len(body) > self._max_session_bytes:
                     self._refuse_too_large(len(body))
                 link.send(body, deadline_ns)
@@ -434,7 +423,7 @@ class SessionTableProxy:
                 link.drop()  # a signal's exception, say: the answer may still be on its way
                 raise
             else:
-                if not isinstance(answer, Welcome) and answer.number == link.number:
+                if type(answer) is not Welcome and answer.number == link.number:
                     return answer
                 link.drop()
                 raise _unexpected(answer)

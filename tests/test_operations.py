@@ -62,7 +62,12 @@ class Desk:
     ) -> Answer:
         """Apply one request."""
         context = operations.Context(
-            client or self.client, CALLER, owner, self.now_ns, self.now, self.max_session_bytes
+            client or self.client,
+            CALLER,
+            owner,
+            self.now_ns,
+            lambda: self.now,
+            self.max_session_bytes,
         )
         return operations.apply(self.table.writer, request, context)
 

@@ -51,7 +51,8 @@ OUTCOME_BYTES: Final = (_COMMON_WORDS + 1) * WORD_BYTES
 assert OUTCOME_BYTES == LINE_BYTES
 
 _COMMON: Final = Struct(f"<{_COMMON_WORDS}Q")
-_SESSION: Final = Struct(f"<{_SESSION_WORDS}Q")
+_SESSION: Final = Struct(f"<QII{_SESSION_WORDS - 2}Q")
+"""Word 1 as its two halves: shifts of Python's numbers cost as much as all of the unpacking."""
 _WORD: Final = Struct("<Q")
 _HALF: Final = (1 << 32) - 1
 _NOBODY: Final = (0, 0, 0)
@@ -144,12 +145,12 @@ def encode_session(
     payload: bytes,
 ) -> bytes:
     """Return the bytes of a SESSION block."""
-    place = slot << 32 | HEAD_BYTES + len(payload)
     who, start_ticks, number, deadline_ns = _asked(note)
     pid, ticks, inode = _NOBODY if owner is None else (owner.pid, owner.start_ticks, owner.inode)
     head = _SESSION.pack(
         lsn,
-        place,
+        HEAD_BYTES + len(payload),
+        slot,
         KIND_SESSION,
         who,
         start_ticks,
@@ -179,8 +180,9 @@ def decode_head(raw: bytes) -> Block:
         return Block(lsn, place >> 32, place & _HALF, kind_result & 0xFF, kind_result >> 8, *asked)
     (
         lsn,
-        place,
-        kind_result,
+        length_bytes,
+        slot,
+        kind,
         who,
         start_ticks,
         number,
@@ -194,10 +196,10 @@ def decode_head(raw: bytes) -> Block:
     ) = _SESSION.unpack_from(raw)
     return Block(
         lsn,
-        place >> 32,
-        place & _HALF,
-        KIND_SESSION,
-        kind_result >> 8,
+        slot,
+        length_bytes,
+        kind,
+        0,  # a session has no result
         who,
         start_ticks,
         number,

@@ -49,14 +49,6 @@ if TYPE_CHECKING:
 Reserve: TypeAlias = Callable[[int, int], None]
 """Gets pages for (offset_bytes, size_bytes), or raises StoreFullError and changes nothing."""
 
-_COUNTERS: Final = (
-    at.H_CREATED,
-    at.H_UPDATED,
-    at.H_DELETED,
-    at.H_REAPED,
-    at.H_EXPIRED,
-    at.H_QUARANTINED,
-)
 _CHUNK_LINES: Final = config.RESERVE_CHUNK_BYTES // at.LINE_BYTES
 _CHUNK_SLOTS: Final = 16 * at.PAGE_WORDS
 
@@ -121,7 +113,6 @@ class TableWriter:
         rows_used = set(known.rows.values())
         self._free_rows = [r for r in range(layout.rows_max - 1, -1, -1) if r not in rows_used]
         self._noted_lines = {self._view[self._rows_index + r] & at.LINE_MASK for r in rows_used}
-        self._counters = {counter: words.load(counter) for counter in _COUNTERS}
         self._used_bytes = 0
         self._spare = layout.rows_max + 1  # a delete's block for every row, and one to begin with
         self._arena = Arena(
@@ -424,9 +415,8 @@ class TableWriter:
 
     def _count(self, counter: int) -> None:
         """Store the figures that a mutation changed."""
-        words, counters = self._words, self._counters
-        counters[counter] += 1
-        words.store(counter, counters[counter])
+        words = self._words
+        words.store(counter, self._view[counter] + 1)
         words.store(at.H_LSN, self.lsn)
         used = self._arena.taken_count * at.LINE_BYTES + self._slots_used * 2 * at.WORD_BYTES
         if used != self._used_bytes:

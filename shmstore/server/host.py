@@ -88,9 +88,8 @@ class Host:
 
         """
         given = self._given(request, caller)
-        now_ns, now = clock.boot_ns(), clock.wall()
         limit = self.options.max_session_bytes
-        context = Context(client, caller, given, now_ns, now, limit, self._is_dead)
+        context = Context(client, caller, given, clock.boot_ns(), clock.wall, limit, self._is_dead)
         try:
             answer = operations.apply(self._table, request, context)
         except StaleOwnerError as stale:
@@ -161,11 +160,11 @@ class Host:
 
     def _given(self, request: Operation, caller: Owner) -> Owner | UnsetType | None:
         """Return the owner that a request names, watched and alive; UNSET when it names none."""
+        if isinstance(request, Update) and request.fields.owner_pid is UNSET:
+            return UNSET  # nearly always
         if isinstance(request, Delete):
             return UNSET
         pid = request.fields.owner_pid
-        if pid is UNSET and isinstance(request, Update):
-            return UNSET
         if pid is None:
             return None
         if pid is UNSET:

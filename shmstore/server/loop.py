@@ -27,7 +27,7 @@ from shmstore.server.events import Events
 from shmstore.server.upkeep import Upkeep
 from shmstore.wire import messages
 from shmstore.wire.frames import body_max
-from shmstore.wire.messages import Goodbye, Hello, Request, Stop, Welcome
+from shmstore.wire.messages import Goodbye, Hello, Stop, Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,7 +161,13 @@ class ManagerLoop:
                 msg = "the first message of a connection is Hello"
                 raise ProtocolError(msg)
             answer = self._welcome(connection, asked)
-        elif isinstance(asked, Request):
+        elif type(asked) is Goodbye:
+            self._host.forget(client)
+            raise EOFError
+        elif type(asked) is Hello:
+            msg = "Hello comes once in a connection"
+            raise ProtocolError(msg)
+        else:
             if asked.number <= connection.last_number:
                 msg = f"request {asked.number} came after request {connection.last_number}"
                 raise ProtocolError(msg)
@@ -170,16 +176,10 @@ class ManagerLoop:
             if self._answered is not None:
                 self._answered()
                 self._answered = None
-        elif isinstance(asked, Goodbye):
-            self._host.forget(client)
-            raise EOFError
-        else:
-            msg = "Hello comes once in a connection"
-            raise ProtocolError(msg)
         connection.send(messages.encode(answer))
 
     def _do(self, asked: Operation | Stop, client: ClientId, caller: Owner) -> messages.Answered:
-        if isinstance(asked, Stop):
+        if type(asked) is Stop:
             self.end(at.STATE_STOPPED)
             return messages.Gone(asked.number, self._host.base, existed=True)
         try:

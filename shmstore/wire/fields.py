@@ -56,21 +56,22 @@ def gather(
 
     """
     given = keywords if mapping is None else {**_mapping(mapping, "the session"), **keywords}
-    rest = {} if data is None else _data(data)
-    known = {}
+    fields = Fields()
+    if data is not None:
+        fields.rest, fields.whole = _data(data), True
     for name, value in given.items():
         check = _CHECKS.get(name)
         if check is None:
-            rest[name] = value
+            fields.rest[name] = value
         else:
-            known[name] = check(value, name)
-    for name, value in rest.items():
+            setattr(fields, name, check(value, name))
+    for name, value in fields.rest.items():
         if type(name) is not str:
             msg = f"a session's keys are str, not {type(name).__name__}: {name!r}"
             raise TypeError(msg)
         check_value(name, f"the key {name!r}")
         check_value(value, name)
-    return Fields(**known, rest=rest, whole=data is not None)
+    return fields
 
 
 def _data(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,13 +93,11 @@ def _mapping(value: Mapping[str, Any], what: str) -> Mapping[str, Any]:
 
 def _one_of(allowed: tuple[object, ...]) -> Any:  # a check: (value, name) -> value
     def check(value: object, name: str) -> object:
-        if type(value) is not str and value is not None:
-            msg = f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}"
-            raise TypeError(msg)
-        if value not in allowed:
-            msg = f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}"
-            raise ValueError(msg)
-        return value
+        is_of_type = type(value) is str or value is None
+        if is_of_type and value in allowed:
+            return value
+        msg = f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}"
+        raise ValueError(msg) if is_of_type else TypeError(msg)
 
     return check
 

@@ -8,12 +8,14 @@ After an error the bytes that follow mean nothing: the connection must be droppe
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import Final
 
 from shmstore import config
 from shmstore.errors import ProtocolError
 
-HEADER_BYTES: Final = 4
+_LENGTH: Final = Struct("<I")
+HEADER_BYTES: Final = _LENGTH.size
 ENVELOPE_BYTES: Final = 1 << 16
 """What a message may have around the session it carries: codes, names, error texts."""
 
@@ -25,7 +27,7 @@ def body_max(max_session_bytes: int = config.MAX_SESSION_BYTES) -> int:
 
 def frame(body: bytes) -> bytes:
     """Return a body with its length before it."""
-    return len(body).to_bytes(HEADER_BYTES, "little") + body
+    return _LENGTH.pack(len(body)) + body
 
 
 class FrameReader:
@@ -57,14 +59,14 @@ class FrameReader:
         """
         buffer = self.buffer
         if not buffer and len(data) >= HEADER_BYTES:  # nearly always: one frame, arrived whole
-            length = int.from_bytes(data[:HEADER_BYTES], "little")
+            (length,) = _LENGTH.unpack_from(data)
             if length + HEADER_BYTES == len(data) and length <= self._max:
                 return data[HEADER_BYTES:]
         buffer += data
         if self._wanted < 0:
             if len(buffer) < HEADER_BYTES:
                 return None
-            self._wanted = int.from_bytes(buffer[:HEADER_BYTES], "little")
+            (self._wanted,) = _LENGTH.unpack_from(buffer)
             if self._wanted > self._max:
                 msg = f"a frame of {self._wanted} bytes was announced; {self._max} is the most"
                 raise ProtocolError(msg)
