@@ -254,8 +254,7 @@ def refute(
     """
     by_code: dict[str, list[Operation]] = {}
     for operation in sorted(history, key=lambda operation: operation.call_ns):
-        if operation.outcome != "refused":
-            by_code.setdefault(operation.code, []).append(operation)
+        by_code.setdefault(operation.code, []).append(operation)
     refuted = (_refute_one(by_code[code], configurations_max) for code in sorted(by_code))
     return next((refutation for refutation in refuted if refutation), None)
 

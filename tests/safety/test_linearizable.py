@@ -190,6 +190,8 @@ BAD: Final[dict[str, list[Operation]]] = {
         did("put", 20, 30, "conflict", x=2, if_version=5),
     ],
     "two creates that both win": [CREATED, did("create", 1, 9, seen(2, x=2), x=2, process=TWO)],
+    "a create that overwrites": [CREATED, did("create", 20, 30, V2, x=2, process=TWO)],
+    "a conditional put that creates": [did("put", 0, 10, V1, x=1, if_version=0)],
     "a create refused where nothing is": [did("create", 0, 1, "exists", x=1)],
     "an update after a delete that resurrects": [CREATED, DELETED, did("update", 60, 70, V2, x=2)],
     "a session that comes back after its delete": [CREATED, DELETED, did("get", 60, 70, V1)],
@@ -270,6 +272,13 @@ BAD: Final[dict[str, list[Operation]]] = {
         did("update", 1, None, "unknown", y=1),
         did("get", 3, 4, seen(5, 5, x=1, y=1)),
     ],
+    "an unknown create that was updated and has an identity of before": [
+        CREATED,
+        DELETED,
+        did("create", 60, None, "unknown", x=1),
+        did("update", 61, None, "unknown", y=1),
+        did("get", 63, 64, seen(5, 1, x=1, y=1)),
+    ],
     "an unknown update whose condition does not hold": [
         CREATED,
         UPDATED,
@@ -299,6 +308,13 @@ BAD: Final[dict[str, list[Operation]]] = {
         did("create", 30, None, "unknown", x=1),
         KILLED,
         did("get", 70, 80, V1, process=READER),
+    ],
+    "a session for the dead, after another's was deleted": [
+        did("create", 30, None, "unknown", x=1),
+        KILLED,
+        did("create", 61, 62, seen(4, x=4, owner=TWO), x=4, process=TWO),
+        did("delete", 63, 64, process=TWO),
+        did("get", 70, 80, seen(9, x=1), process=READER),
     ],
     "a session moved to the dead": [
         did("create", 0, 10, seen(1, x=1, owner=TWO), x=1, process=TWO),
@@ -378,6 +394,21 @@ def test_too_many_configurations_are_no_verdict() -> None:
     with pytest.raises(UndecidedError, match="more than 500"):
         refute(history, configurations_max=500)
     assert refute(history) is not None
+
+
+def test_two_ways_to_one_configuration_are_followed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of nine writes in any order there are a million sequences, and some thousand states."""
+    unknown = [did("put", time, None, "unknown", x=time, process=time + 2) for time in range(9)]
+    calls = 0
+
+    def counted(state: State, operation: Operation) -> State | None:
+        nonlocal calls
+        calls += 1
+        return after(state, operation)
+
+    monkeypatch.setattr(linearizable, "after", counted)
+    assert refute([*unknown, did("get", 20, 21, seen(9, x=99))]) is not None
+    assert calls < 100_000
 
 
 def test_hundreds_of_unknown_writes_that_were_over_soon_are_no_burden() -> None:
