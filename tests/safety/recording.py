@@ -10,7 +10,7 @@ Rules:
 Theory of the bounds. An outcome that is unknown does not stay possible for ever: the manager
 refuses a request whose deadline is past, and does one request at a time. So an answer to anybody
 who asked after that deadline says that the request was done before, or never will be. With this no
-history has many writes in the air, and a manager that does a request too late is found out.
+history has many writes in the air, and a manager that does one after such an answer is found out.
 """
 
 from __future__ import annotations

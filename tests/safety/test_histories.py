@@ -123,7 +123,7 @@ def test_a_storm_has_an_order(run_storm: RunStorm) -> None:
 def test_a_storm_with_a_manager_that_stands_has_an_order(
     run_storm: RunStorm, reader: SessionStore
 ) -> None:
-    """What timed out may have been done, or not, once, and never after its deadline."""
+    """What timed out may have been done, once, or not; the history has some of both."""
     nemesis = Stops(reader, seed=2)
     history = run_storm(seed=2, nemesis=nemesis)
     require_linearizable(history)
