@@ -92,6 +92,9 @@ class _Checker:
             yield Violation(where, "names a block that is damaged or out of bounds")
             return
         block = record.decode_head(raw)
+        if block.kind == record.KIND_BATCH and block.lsn == word >> at.LINE_BITS:
+            yield Violation(where, "is in the middle of a batch")
+            return
         if (block.lsn, block.slot, block.kind) != (word >> at.LINE_BITS, slot, record.KIND_SESSION):
             yield Violation(where, f"names the block of lsn {block.lsn} of slot {block.slot}")
             return
@@ -126,6 +129,8 @@ class _Checker:
             yield Violation(where, f"names the block of lsn {block.lsn}, asked by {block.note}")
             return
         self._take(word & at.LINE_MASK, block.length_bytes, where)
+        if block.kind == record.KIND_BATCH:
+            return
         ctl = self._words.load(self._layout.ctl_index + block.slot)
         if ctl >> at.LINE_BITS < block.lsn:
             yield Violation(where, f"is decided, and ctl[{block.slot}] is older")

@@ -5,6 +5,10 @@ exactly as long as the word stands. The hot path is that comparison. The cold pa
 through the index, takes the word, copies the record and takes the word again: equal means that the
 copy is whole, because a record is never modified while a control word names it.
 
+A control word may be that of a batch that is under way: then the batch's block says what stood in
+the slot before and what comes after, and the row of the batch which of the two counts. Such a word
+is never cached, since what it means changes once.
+
 Guarantees:
 
 - A read takes no lock, makes no system call and sends no message, whatever the manager does.
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from shmstore._table.layout import Layout
+    from shmstore._table.record import Block
     from shmstore._table.words import Buffer, Fence, View
 
 Cache: TypeAlias = "dict[str, tuple[Session, View, int, int]]"
@@ -73,19 +78,28 @@ class TableEndedError(Exception):
         self.state = state
 
 
+class PendingError(Exception):
+    """A control word names a batch that is under way. Internal."""
+
+
 class Picture(NamedTuple):
     """The sessions of one instant, and by what that is known.
 
     `ctls` holds the control words up to the high-water mark as bytes: equal bytes later on mean
-    that nothing changed, since no word repeats.
+    that nothing changed, since no word repeats. But for the slots that are `pending`: those have
+    the word of a batch, which was judged once for all of them.
     """
 
     ctls: bytes
     by_slot: dict[int, Session]
     newest_first: list[Session]
+    pending: frozenset[int] = frozenset()
 
 
 _NOTHING: Final = Picture(b"", {}, [])
+
+_CHANGED: Final = object()
+"""The control word changed meanwhile."""
 
 
 def hot_get(
@@ -205,20 +219,29 @@ class TableReader:
         cache = self._cache
         if len(cache) >= self._cache_max:
             self._make_room()
-        if self._cache_max:
+        if self._cache_max and word:
             cache[code] = (session, self.view, self._ctl_index + slot, word)
         return session
 
     def _now(self, slot: int) -> tuple[Session | None, int]:
-        """Return a slot's session and control word of one instant; None when it is free."""
+        """Return a slot's session and control word of one instant; None when it is free.
+
+        The word is 0 when the session must not be kept under it.
+        """
         where = self._ctl_index + slot
         for _ in _ATTEMPTS:
             word = self.view[where]  # SYNC-publish
             if not word & LINE_MASK:
                 return None, word
-            session = self._under(slot, where, word)
-            if session is not None:
-                return session, word
+            try:
+                session = self._under(slot, where, word)
+            except PendingError:
+                through = self._through(slot, word, {})
+                if through is not _CHANGED:
+                    return through, 0  # type: ignore[return-value]  # else a session or None
+            else:
+                if session is not None:
+                    return session, word
             self.retried += 1
         raise _contended(f"the session in slot {slot}")
 
@@ -251,6 +274,8 @@ class TableReader:
         if view[where] != word:
             return None
         if payload is None:
+            if self._arena_offset <= begin < end and place >> TAG_SHIFT == record.BATCH_SLOT:
+                raise PendingError
             msg = f"slot {slot} names a record in line {word & LINE_MASK} that is not its own"
             raise TableCorruptError(msg, slot=slot, reason="record does not match its control word")
         try:
@@ -258,6 +283,64 @@ class TableReader:
         except msgspec.MsgspecError as error:
             msg = f"the session in slot {slot} cannot be decoded: {error}"
             raise SessionDecodeError(msg) from error
+
+    def _through(self, slot: int, word: int, judged: dict[int, bool]) -> object:
+        """Return what counts in a slot that has the word of a batch: a session, or None.
+
+        Args:
+            slot: The slot.
+            word: Its control word.
+            judged: Which batches are committed, as far as that is to be the same for all slots.
+
+        Returns:
+            The session, None if there is none, or _CHANGED.
+
+        """
+        where = self._ctl_index + slot
+        batch = self._batch_of(word)
+        item = next((item for item in batch.items if item.slot == slot), None) if batch else None
+        if batch is None or item is None or batch.row >= self.layout.rows_max:
+            return self._unless_changed(slot, where, word)
+        if word not in judged:
+            if self._fence is not None:
+                self._fence()
+            judged[word] = self.view[self.layout.rows_index + batch.row] == word  # SYNC-batch
+        counts = item.after if judged[word] else item.before
+        session = None
+        if counts & LINE_MASK:
+            raw = self._whole(counts & LINE_MASK)
+            if raw is None or record.decode_head(raw).lsn != counts >> LINE_BITS:
+                return self._unless_changed(slot, where, word)
+            session = record.decode_payload(raw[_HEAD_BYTES:])
+        if self._fence is not None:
+            self._fence()
+        return session if self.view[where] == word else _CHANGED
+
+    def _unless_changed(self, slot: int, where: int, word: int) -> object:
+        """Say that the slot's word changed; if it did not, what it names is damaged."""
+        if self.view[where] != word:
+            return _CHANGED
+        msg = f"slot {slot} names a batch in line {word & LINE_MASK} that is not its own"
+        raise TableCorruptError(msg, slot=slot, reason="batch does not match its control word")
+
+    def _batch_of(self, word: int) -> Block | None:
+        """Return the batch that a control word names; None if it has been overwritten since."""
+        raw = self._whole(word & LINE_MASK)
+        if raw is None or raw[2 * _WORD_BYTES] != record.KIND_BATCH:
+            return None
+        batch = record.decode_batch(raw)
+        return batch if batch.lsn == word >> LINE_BITS else None
+
+    def _whole(self, line: int) -> bytes | None:
+        """Copy a block whose checksum holds; None if there is none in this line."""
+        begin, end = line * LINE_BYTES, self._lines_reserved() * LINE_BYTES
+        if not self._arena_offset <= begin < end:
+            return None
+        length = self.view[(begin >> 3) + 1] & SLOT_MASK
+        if begin + length > end:
+            return None
+        raw = self._buffer[begin : begin + length]
+        return raw if record.checksum_holds(raw) else None
 
     def _make_room(self) -> None:
         """Drop a quarter of the cache, oldest first."""
@@ -322,7 +405,8 @@ class TableReader:
         if not picture.newest_first:
             newest_first = sorted(picture.by_slot.values(), key=_created_at, reverse=True)
             picture = picture._replace(newest_first=newest_first)
-        self._picture = picture if len(picture.by_slot) <= self._cache_max else _NOTHING
+        kept = len(picture.by_slot) <= self._cache_max and not picture.pending
+        self._picture = picture if kept else _NOTHING
         return picture.newest_first
 
     def _ctls(self) -> bytes | None:
@@ -342,20 +426,30 @@ class TableReader:
         """
         by_slot = dict(last.by_slot)
         outdated = []
-        for slot, word in _changes(ctls, last.ctls):
+        judged: dict[int, bool] = {}
+        pending = set()
+        changes = dict(_changes(ctls, last.ctls))
+        words = memoryview(ctls).cast("Q")
+        changes |= {slot: words[slot] for slot in last.pending if slot < len(words)}
+        for slot, word in changes.items():
             by_slot.pop(slot, None)
             if word & LINE_MASK:
-                session = self._under(slot, self._ctl_index + slot, word)
-                if session is None:
+                session: object
+                try:
+                    session = self._under(slot, self._ctl_index + slot, word) or _CHANGED
+                except PendingError:
+                    session = self._through(slot, word, judged)
+                    pending.add(slot)
+                if session is _CHANGED:
                     outdated.append(slot)
-                else:
+                elif isinstance(session, Session):
                     by_slot[slot] = self._same_as_cached(session)
         if outdated:
             known = bytearray(ctls)
             for slot in outdated:
                 known[slot * _WORD_BYTES : (slot + 1) * _WORD_BYTES] = _NO_WORD
             ctls = bytes(known)
-        return Picture(ctls, by_slot, [])
+        return Picture(ctls, by_slot, [], frozenset(pending))
 
     def _same_as_cached(self, session: Session) -> Session:
         """Return the object that get has for this state of the session, if it has one."""

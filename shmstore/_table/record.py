@@ -1,9 +1,9 @@
-"""Blocks: the record of a session, and the one line that a delete leaves for its client.
+"""Blocks: a session's record, the one line that a delete leaves for its client, and batches.
 
-A block is never modified once a shared word names it. Both kinds begin alike:
+A block is never modified once a shared word names it. All kinds begin alike:
 
     word  0  lsn
-          1  slot << 32 | length in bytes, head included
+          1  slot << 32 | length in bytes, head included (a batch: all ones for a slot)
           2  kind | result << 8
           3  client pid | client counter << 32      who asked (all 0: the manager itself)
           4  client start time, ticks since boot
@@ -20,6 +20,12 @@ A block is never modified once a shared word names it. Both kinds begin alike:
              13  checksum
              14  payload: MessagePack of a model.Session
 
+    BATCH:    7  row that commits it
+              8  items
+              9  checksum
+             10  for each item: slot, its control word before, its control word after
+              .  payload: what its client is answered
+
 The checksum is xxh3_64 over everything else of the block, computed from private bytes before they
 are copied. Readers on x86-64 need not verify it: the control word compared before and after the
 copy says as much. Recovery and check do.
@@ -30,7 +36,7 @@ Source of the hash: XXH3, https://xxhash.com.
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import msgspec
 from xxhash import xxh3_64_intdigest
@@ -43,14 +49,22 @@ if TYPE_CHECKING:
 
 KIND_SESSION: Final = 1
 KIND_OUTCOME: Final = 2
+KIND_BATCH: Final = 3
+BATCH_SLOT: Final = (1 << 32) - 1
+"""Stands for the slot in a batch's block: it has many, and no table has that one."""
 
 _COMMON_WORDS: Final = 7
 _SESSION_WORDS: Final = 13
+_BATCH_WORDS: Final = 9
+_ITEM_WORDS: Final = 3
+BATCH_HEAD_BYTES: Final = (_BATCH_WORDS + 1) * WORD_BYTES
 HEAD_BYTES: Final = (_SESSION_WORDS + 1) * WORD_BYTES
 OUTCOME_BYTES: Final = (_COMMON_WORDS + 1) * WORD_BYTES
 assert OUTCOME_BYTES == LINE_BYTES
 
 _COMMON: Final = Struct(f"<{_COMMON_WORDS}Q")
+_BATCH: Final = Struct(f"<{_BATCH_WORDS}Q")
+_ITEM: Final = Struct(f"<{_ITEM_WORDS}Q")
 _SESSION: Final = Struct(f"<QII{_SESSION_WORDS - 2}Q")
 """Word 1 as its two halves: shifts of Python's numbers cost as much as all of the unpacking."""
 _WORD: Final = Struct("<Q")
@@ -81,8 +95,16 @@ class Note(msgspec.Struct, frozen=True):
     deadline_ns: int
 
 
+class Item(NamedTuple):
+    """One mutation of a batch: a slot, and its control word before and after."""
+
+    slot: int
+    before: int
+    after: int
+
+
 class Block(msgspec.Struct, frozen=True):
-    """A block, decoded. For an OUTCOME what only a session has is 0, None and empty."""
+    """A block, decoded. What only another kind has is 0, None and empty."""
 
     lsn: int
     slot: int
@@ -98,6 +120,8 @@ class Block(msgspec.Struct, frozen=True):
     written_ns: int = 0
     expires_ns: int = 0
     payload: bytes = b""
+    row: int = 0
+    items: tuple[Item, ...] = ()
 
     @property
     def note(self) -> Note | None:
@@ -173,9 +197,45 @@ def encode_outcome(*, lsn: int, slot: int, note: Note | None, result: int) -> by
     return head + _WORD.pack(xxh3_64_intdigest(head))
 
 
+def batch_bytes(items_count: int, payload: bytes) -> int:
+    """Return the length of a BATCH block."""
+    return BATCH_HEAD_BYTES + items_count * _ITEM.size + len(payload)
+
+
+def encode_batch(*, lsn: int, note: Note, row: int, items: list[Item], payload: bytes) -> bytes:
+    """Return the bytes of a BATCH block."""
+    rest = b"".join([_ITEM.pack(*item) for item in items]) + payload
+    place = BATCH_SLOT << 32 | BATCH_HEAD_BYTES + len(rest)
+    head = _BATCH.pack(lsn, place, KIND_BATCH, *_asked(note), row, len(items))
+    return head + _WORD.pack(xxh3_64_intdigest(head + rest)) + rest
+
+
+def decode_batch(raw: bytes) -> Block:
+    """Return the batch of these bytes."""
+    lsn, place, _, who, start_ticks, number, deadline_ns, row, count = _BATCH.unpack_from(raw)
+    end = BATCH_HEAD_BYTES + count * _ITEM.size
+    return Block(
+        lsn,
+        place >> 32,
+        place & _HALF,
+        KIND_BATCH,
+        0,
+        who,
+        start_ticks,
+        number,
+        deadline_ns,
+        payload=raw[end:],
+        row=row,
+        items=tuple([Item(*item) for item in _ITEM.iter_unpack(raw[BATCH_HEAD_BYTES:end])]),
+    )
+
+
 def decode_head(raw: bytes) -> Block:
     """Return the block of these bytes without verifying the checksum (the writer's own blocks)."""
-    if raw[2 * WORD_BYTES] != KIND_SESSION:
+    kind = raw[2 * WORD_BYTES]
+    if kind == KIND_BATCH:
+        return decode_batch(raw)
+    if kind != KIND_SESSION:
         lsn, place, kind_result, *asked = _COMMON.unpack_from(raw)
         return Block(lsn, place >> 32, place & _HALF, kind_result & 0xFF, kind_result >> 8, *asked)
     (
@@ -216,13 +276,16 @@ def checksum_holds(raw: bytes) -> bool:
     """Say whether these bytes are a whole, undamaged block."""
     if len(raw) < OUTCOME_BYTES:
         return False
-    kind = raw[2 * WORD_BYTES]
-    if kind == KIND_OUTCOME:
-        head, rest = raw[: OUTCOME_BYTES - WORD_BYTES], b""
-        found = raw[OUTCOME_BYTES - WORD_BYTES : OUTCOME_BYTES]
-        whole = len(raw) == OUTCOME_BYTES
-    else:
-        head, rest = raw[: HEAD_BYTES - WORD_BYTES], raw[HEAD_BYTES:]
-        found = raw[HEAD_BYTES - WORD_BYTES : HEAD_BYTES]
-        whole = kind == KIND_SESSION and len(raw) >= HEAD_BYTES
-    return whole and _WORD.pack(xxh3_64_intdigest(head + rest)) == found
+    head_bytes = _HEADS.get(raw[2 * WORD_BYTES])
+    if head_bytes is None or len(raw) < head_bytes:
+        return False
+    at = head_bytes - WORD_BYTES
+    return _WORD.pack(xxh3_64_intdigest(raw[:at] + raw[head_bytes:])) == raw[at:head_bytes]
+
+
+_HEADS: Final = {
+    KIND_SESSION: HEAD_BYTES,
+    KIND_OUTCOME: OUTCOME_BYTES,
+    KIND_BATCH: BATCH_HEAD_BYTES,
+}
+"""Kind to the length of its head, whose last word is the checksum."""

@@ -14,6 +14,17 @@ by what a kill just before or after it would leave:
     5. tombstone    (delete) After the control word, or a get would miss a session that still is.
     6. count        And the other figures.
 
+Of an atomic batch nobody ever sees a part. Its control words all become one pending word P, which
+names the batch's block; a reader who finds P takes what stood there before while the row of the
+batch is not P, and what comes after when it is: the row is the commit.
+
+    1. blocks       Of the items, then the batch's own.
+    2. index words  Of its creates.
+    3. ctl words    P in each. A kill here is finished by recovery, never undone.
+    4. row          P: committed, and noted.
+    5. ctl words    What comes after, in each.
+    6. tombstones, count. Then only the blocks of before are given back.
+
 Deletes of the manager itself have no client, so no block and no row. When the index grows, the
 region and its header word come before all of this.
 
@@ -31,26 +42,53 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 
+import msgspec
+
 from shmstore import config
 from shmstore._table import index, record
 from shmstore._table import layout as at
 from shmstore._table.arena import Arena
 from shmstore._table.derived import of_new
 from shmstore._table.index import Region
+from shmstore._table.record import Block, Item
 from shmstore.errors import StoreFullError
+from shmstore.model import Owner
 
 if TYPE_CHECKING:
     from shmstore._table.derived import Derived
     from shmstore._table.layout import Layout
-    from shmstore._table.record import Block, ClientId, Note
+    from shmstore._table.record import ClientId, Note
     from shmstore._table.words import Words
-    from shmstore.model import Owner
 
 Reserve: TypeAlias = Callable[[int, int], None]
 """Gets pages for (offset_bytes, size_bytes), or raises StoreFullError and changes nothing."""
 
 _CHUNK_LINES: Final = config.RESERVE_CHUNK_BYTES // at.LINE_BYTES
 _CHUNK_SLOTS: Final = 16 * at.PAGE_WORDS
+
+
+class Change(msgspec.Struct):
+    """One mutation of a batch.
+
+    Attributes:
+        code: The session's code.
+        old: Its record; None: it is created.
+        payload: Its next state; empty: it is deleted.
+        owner: Its owner then.
+        expires_ns: Its expiry then; 0: never.
+
+    """
+
+    code: str
+    old: Block | None
+    payload: bytes = b""
+    owner: Owner | None = None
+    expires_ns: int = 0
+
+    @property
+    def is_delete(self) -> bool:
+        """Whether the session is deleted."""
+        return not self.payload
 
 
 class TableWriter:
@@ -147,8 +185,8 @@ class TableWriter:
 
     # --- Mutations
 
-    def make_room(self, now_ns: int = 0) -> None:
-        """Make sure that the index and the slots take one session more. May use up an LSN.
+    def make_room(self, now_ns: int = 0, count: int = 1) -> None:
+        """Make sure that the index and the slots take more sessions. May use up an LSN.
 
         Raises:
             StoreFullError: They cannot. Nothing changed but where the index stands.
@@ -156,10 +194,10 @@ class TableWriter:
         """
         if self.lsn >= config.LSN_MAX:
             self._refuse_late_lsn()
-        if not self._free_slots:
-            self._reserve_slot(self._slots_used)
-        if index.is_crowded(self._region, self._index_used, self._sparseness):
-            self._grow_index(now_ns)
+        if len(self._free_slots) < count:
+            self._reserve_slot(self._slots_used + count - len(self._free_slots) - 1)
+        if index.is_crowded(self._region, self._index_used + count - 1, self._sparseness):
+            self._grow_index(now_ns, count)
 
     def create(
         self,
@@ -271,14 +309,38 @@ class TableWriter:
         self._replace_ctl(slot, lsn << at.LINE_BITS)  # SYNC-publish: pairs with the reader's load
         if self._fence is not None:
             self._fence()
-        place = index.find(self._view, self._region, index.tag_of(code, self._salt), slot)
-        assert place is not None, "a session's index word stands until its tombstone"
-        self._words.store(place, at.TOMBSTONE)
-        del self.codes[code]
-        self._free_slots.append(slot)
-        self._words.store(at.H_COUNT, len(self.codes))
+        self._bury(code, slot)
         self._count(counter)
         self._disown(slot, owner)
+        self.mutating = False
+
+    def commit(self, changes: list[Change], *, note: Note, answer: bytes, now_ns: int) -> None:
+        """Publish mutations of different sessions as one: all are seen, or none is.
+
+        Args:
+            changes: What is to be done. The n-th has the version `next_version + n`; `make_room`
+                was called for those that create.
+            note: Which request this answers.
+            answer: What the client is answered, should it ask again.
+            now_ns: Boot clock.
+
+        Raises:
+            StoreFullError: No room for the records or the client. Nothing changed.
+
+        """
+        if self.lsn >= config.LSN_MAX:
+            self._refuse_late_lsn()
+        lengths = [record.HEAD_BYTES + len(c.payload) for c in changes if not c.is_delete]
+        lengths.append(record.batch_bytes(len(changes), answer))
+        lines, row = self._lines_and_row(lengths, note, now_ns)
+        self.mutating = True
+        items = [self._prepare(change, lines, note, now_ns) for change in changes]
+        lsn = self.lsn + 1
+        block = record.encode_batch(lsn=lsn, note=note, row=row, items=items, payload=answer)
+        pending = self._fill(lines.pop(), block, lsn)
+        self._publish(changes, items, row, note, pending)
+        for change, item in zip(changes, items, strict=True):
+            self._settle(change, item.slot, now_ns)
         self.mutating = False
 
     def forget(self, client: ClientId) -> None:
@@ -312,6 +374,87 @@ class TableWriter:
         """Go on in another place, which has the same bytes."""
         self._words = words
         self._view = words.view
+
+    # --- Steps of a batch
+
+    def _lines_and_row(self, lengths: list[int], note: Note, now_ns: int) -> tuple[list[int], int]:
+        """Take lines for blocks of these lengths, then choose the client's row."""
+        lines: list[int] = []
+        try:
+            for length in lengths:  # one by one: those before a refusal are to be given back
+                line = self._allocate(record.lines_of(length), now_ns)
+                lines += [line]
+            return lines, self._row_for(note, now_ns)
+        except StoreFullError:
+            for line, length in zip(lines, lengths, strict=False):  # those that were got
+                self._arena.release(line, record.lines_of(length))
+            raise
+
+    def _prepare(self, change: Change, lines: list[int], note: Note, now_ns: int) -> Item:
+        """Fill the block of one item, which nothing names yet, and return its control words."""
+        lsn = self.lsn + 1
+        if change.old is None:
+            slot = self._free_slots.pop() if self._free_slots else self._first_use()
+            created_lsn = lsn
+        else:
+            slot, created_lsn = change.old.slot, change.old.created_lsn
+        before = self._view[self._ctl_index + slot]
+        if change.is_delete:
+            self.lsn = lsn
+            return Item(slot, before, lsn << at.LINE_BITS)
+        block = record.encode_session(
+            lsn,
+            slot,
+            note,
+            created_lsn,
+            change.owner,
+            now_ns,
+            change.expires_ns,
+            change.payload,
+        )
+        return Item(slot, before, self._fill(lines.pop(0), block, lsn))
+
+    def _publish(
+        self, changes: list[Change], items: list[Item], row: int, note: Note, pending: int
+    ) -> None:
+        """Store the words of a batch, in their order."""
+        words, ctl_index = self._words, self._ctl_index
+        words.fence()
+        for change, item in zip(changes, items, strict=True):
+            if change.old is None:
+                tag = index.tag_of(change.code, self._salt)
+                self._index_used += index.put(words, self._region, tag, item.slot)
+        words.fence()
+        for item in items:
+            words.store(ctl_index + item.slot, pending)  # SYNC-batch: pairs with reader._through
+        words.fence()
+        noted = self._decide(row, note, pending)
+        words.fence()
+        for item in items:
+            words.store(ctl_index + item.slot, item.after)  # SYNC-publish
+        words.fence()
+        for change, item in zip(changes, items, strict=True):
+            if change.is_delete:
+                self._bury(change.code, item.slot)
+        # Only now: until here a reader may have been sent to what stood there before.
+        for item in items:
+            before = item.before & at.LINE_MASK
+            if before and before not in self._noted_lines:
+                self._release(before)
+        if noted:
+            self._unpin(noted)
+
+    def _settle(self, change: Change, slot: int, now_ns: int) -> None:
+        """Take over what an item of a batch changes besides the shared words."""
+        old = change.old.owner if change.old is not None else None
+        if change.is_delete:
+            self._disown(slot, old)
+            self._count(at.H_DELETED)
+            return
+        self.codes[change.code] = slot
+        self._words.store(at.H_COUNT, len(self.codes))
+        self._own(slot, old, change.owner, now_ns)
+        self._count(at.H_CREATED if change.old is None else at.H_UPDATED)
 
     # --- Steps of the write order
 
@@ -384,8 +527,23 @@ class TableWriter:
         )
         raise StoreFullError(msg)
 
+    def _bury(self, code: str, slot: int) -> None:
+        """Take a code out of the index; its slot is free already."""
+        place = index.find(self._view, self._region, index.tag_of(code, self._salt), slot)
+        assert place is not None, "a session's index word stands until its tombstone"
+        self._words.store(place, at.TOMBSTONE)
+        del self.codes[code]
+        self._free_slots.append(slot)
+        self._words.store(at.H_COUNT, len(self.codes))
+
     def _note(self, row: int, note: Note, word: int) -> None:
         """Store the client's outcome, and give back the one before it."""
+        old = self._decide(row, note, word)
+        if old:
+            self._unpin(old)
+
+    def _decide(self, row: int, note: Note, word: int) -> int:
+        """Store the client's outcome; return the line of the one before it, 0 if there was none."""
         where = self._rows_index + row
         old = self._view[where] & at.LINE_MASK
         if not old:  # the client's first outcome, in a row that nobody has
@@ -395,14 +553,14 @@ class TableWriter:
             self._clients.setdefault((client.pid, client.start_ticks), set()).add(client)
         self._words.store(where, word)  # decided
         self._noted_lines.add(word & at.LINE_MASK)
-        if old:
-            self._unpin(old)
+        return old
 
     def _unpin(self, line: int) -> None:
         """A row names this block no longer: give it back unless a control word does."""
         self._noted_lines.discard(line)
         slot = self._view[line * at.LINE_WORDS + 1] >> at.TAG_SHIFT
-        if self._view[self._ctl_index + slot] & at.LINE_MASK != line:
+        is_batch = slot == record.BATCH_SLOT  # no control word names one that is over
+        if is_batch or self._view[self._ctl_index + slot] & at.LINE_MASK != line:
             self._release(line)
 
     def _replace_ctl(self, slot: int, word: int) -> None:
@@ -452,9 +610,9 @@ class TableWriter:
         length = self._view[line * at.LINE_WORDS + 1] & at.SLOT_MASK
         self._arena.release(line, -(-length // at.LINE_BYTES))
 
-    def _grow_index(self, now_ns: int = 0) -> None:
+    def _grow_index(self, now_ns: int = 0, count: int = 1) -> None:
         """Build a larger region, or one without tombstones, and publish it by its header word."""
-        log2 = index.log2_for(len(self.codes), self._log2_min, self._sparseness)
+        log2 = index.log2_for(len(self.codes) + count - 1, self._log2_min, self._sparseness)
         old = self._region
         new = Region(Region.encode(self.lsn + 1, log2, 0))
         line = self._allocate(new.lines_count, now_ns, align=at.PAGE_LINES)
@@ -468,11 +626,12 @@ class TableWriter:
         self._index_used = len(self.codes)
         self._arena.release(old.line, old.lines_count)
 
-    def _first_use(self) -> None:
-        """Move the high-water mark over the next slot; `make_room` reserved its pages."""
+    def _first_use(self) -> int:
+        """Move the high-water mark over the next slot and return it; its pages are reserved."""
         self._slots_used += 1
         self._words.store(at.H_SLOTS_USED, self._slots_used)  # SYNC-mark: pairs with reader._ctls
         self._words.fence()  # the mark before the slot's first use: a list must not miss it
+        return self._slots_used - 1
 
     def _reserve_slot(self, slot: int) -> None:
         if slot >= self._layout.slots_max:
@@ -484,7 +643,7 @@ class TableWriter:
         reserved = self._words.load(at.H_SLOTS_RESERVED)
         if slot < reserved:
             return
-        wanted = min(reserved + _CHUNK_SLOTS, self._layout.slots_max)
+        wanted = min(max(reserved + _CHUNK_SLOTS, slot + 1), self._layout.slots_max)
         for offset in (self._layout.ctl_offset, self._layout.touch_offset):
             begin = offset + reserved * at.WORD_BYTES
             self._reserve(begin, offset + wanted * at.WORD_BYTES - begin)
