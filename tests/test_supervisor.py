@@ -260,6 +260,29 @@ class TestStrategies:
         assert cast.take_log() == then
         children.end()
 
+    def test_asked_to_end_it_restarts_nobody_any_more(self, cast: Cast) -> None:
+        """Not even one that had died before."""
+        children = begun(cast.specs("ab"))
+        cast.take_log()
+        cast.kill("a", "b")
+        children.look_after(lambda: len(cast.started["a"]) == 2)
+        assert cast.take_log() == "-a +a"
+        children.end()
+
+    def test_a_failed_restart_is_not_waited_for(self, cast: Cast) -> None:
+        """There is work left, so the wait comes back, though nothing happens."""
+        children = begun(cast.specs("ab"))
+        cast.failures["b"] = 2  # the restart, and its first repetition
+        cast.kill("b")
+        children.look_after(never)
+        assert pids(children)["b"] == "restarting"
+        bell = os.eventfd(0)
+        children.wait(bell, config.POLL_MAX_S)
+        os.close(bell)
+        children.look_after(never)
+        assert pids(children)["b"] == cast.pid("b")
+        children.end()
+
     def test_no_child_is_asked_to_end_before_the_one_after_it_is_gone(
         self, cast: Cast, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -405,6 +428,7 @@ class TestIntensity:
             stop_after_failure(supervisor)
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
         assert cast.take_log() == "-b !b !b !b -a"
+        assert pids(supervisor) == {"a": None, "b": None}
 
     def test_is_raised_by_run(self, cast: Cast) -> None:
         """And by leaving the block, unless an error is on its way already."""
@@ -504,8 +528,21 @@ class TestShutdown:
         assert stubborn.popen is not None
         assert stubborn.popen.returncode == -signal.SIGKILL
 
-    def test_for_ever(self, stubborn: Stubborn, sent: list[signal.Signals]) -> None:
-        """SIGTERM, and as long as it takes."""
+    def test_for_ever(
+        self,
+        stubborn: Stubborn,
+        sent: list[signal.Signals],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """SIGTERM, and as long as it takes: no wait is shorter than a single one can be."""
+        waits: set[float | None] = set()
+        real = process.has_exited
+
+        def wait(pidfd: int, timeout_s: float | None) -> bool:
+            waits.add(timeout_s)
+            return real(pidfd, timeout_s)
+
+        monkeypatch.setattr(process, "has_exited", wait)
         supervisor = Supervisor([stubborn.spec("infinity")])
         supervisor.start()
         stopping = threading.Thread(target=supervisor.stop)
@@ -517,6 +554,7 @@ class TestShutdown:
         stopping.join(DEADLINE_S)
         assert not stopping.is_alive()
         assert sent == [signal.SIGTERM]
+        assert waits - {0.0} == {config.POLL_MAX_S}
 
     def test_a_wait_is_as_many_polls_as_it_takes(
         self, cast: Cast, monkeypatch: pytest.MonkeyPatch
@@ -626,10 +664,10 @@ class TestStart:
         cast.take_log()
         cast.failures["a"] = 2
         cast.before_start = lambda _name: supervisor.stop()
-        cast.kill("a", "b")
-        supervisor._over.wait(DEADLINE_S)
+        cast.kill("a")
+        assert supervisor._over.wait(DEADLINE_S)
         supervisor.stop()
-        assert cast.take_log() in {"-a !a -b", "-b +b -b -a"}
+        assert cast.take_log() == "-a !a -b"
 
     def test_leaves_no_descriptor(self, cast: Cast, caplog: pytest.LogCaptureFixture) -> None:
         """Nor does a restart, a failed start or a supervisor that never ran."""
@@ -789,6 +827,18 @@ class TestFork:
         assert member.collect().words == f"exited with {code}"
         assert not is_gone(cast.pid("a"))
         children.end()
+
+    def test_the_error_of_one_that_comes_back_is_logged(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nobody else sees it: the process ends there."""
+        codes: list[int] = []
+        monkeypatch.setattr(os, "_exit", codes.append)
+        child._leave(ChildSpec("b", (print, ())), KeyError("lost"))
+        child._leave(ChildSpec("b", (print, ())), SystemExit(3))
+        assert codes == [1, 3]
+        assert caplog.text.count("child 'b' failed") == 1
+        assert "KeyError: 'lost'" in caplog.text
 
 
 def exit_of(started: object, **fields: Any) -> child.Exit:
