@@ -52,7 +52,8 @@ class Cast:
     Attributes:
         log: That.
         failures: How many of the next starts of an id fail.
-        overlaps: Ids of children that were found ended while a later one still ran.
+        started: Every run of an id, the latest last.
+        before_start: Called with the id first.
 
     """
 
@@ -87,7 +88,8 @@ class Cast:
         return said
 
     def end(self) -> None:
-        """End whatever a failed test has left."""
+        """End whatever a failed test has left, and let its supervisor start nothing more."""
+        self.before_start = _refuse
         for popen in [popen for runs in self.started.values() for popen in runs]:
             if popen.returncode is None:
                 popen.kill()
@@ -104,6 +106,11 @@ class Cast:
         self.log.append(f"+{name}")
         self.started.setdefault(name, []).append(popen)
         return popen
+
+
+def _refuse(name: str) -> None:
+    msg = f"the test of {name} is over"
+    raise RuntimeError(msg)
 
 
 class Noted(subprocess.Popen[bytes]):
