@@ -11,6 +11,7 @@ And that vanish when the process that owns them dies.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from shmstore.errors import (
@@ -41,11 +42,13 @@ from shmstore.version import __version__
 
 if TYPE_CHECKING:
     from shmstore.store import SessionStore, open
+    from shmstore.supervisor import ChildInfo, Supervisor
 
 __all__ = [
     "AccessDeniedError",
     "AlreadyClaimedError",
     "BackendUnavailableError",
+    "ChildInfo",
     "ChildSpec",
     "FrozenDict",
     "ManagerTimeoutError",
@@ -67,6 +70,7 @@ __all__ = [
     "StoreNotRunningError",
     "StoreOptionsError",
     "StoreStats",
+    "Supervisor",
     "TableCorruptError",
     "TableFormatError",
     "VersionConflictError",
@@ -74,17 +78,23 @@ __all__ = [
     "open",
 ]
 
+_HOMES = {
+    "ChildInfo": "shmstore.supervisor",
+    "SessionStore": "shmstore.store",
+    "Supervisor": "shmstore.supervisor",
+    "open": "shmstore.store",
+}
+
 
 def __getattr__(name: str) -> object:
-    """Load what opens a store when it is first asked for: importing names alone stays cheap."""
-    if name not in {"SessionStore", "open"}:
+    """Load what opens or supervises when it is first asked for: names alone stay cheap."""
+    home = _HOMES.get(name)
+    if home is None:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
     from shmstore._os import support  # some 40 ms in all, and nothing that a system may lack
 
     support.require()
-    from shmstore import store
-
-    found: object = getattr(store, name)
+    found: object = getattr(importlib.import_module(home), name)
     globals()[name] = found
     return found
