@@ -126,7 +126,10 @@ class _Recovery:
         layout, view = self._layout, self._view
         ctls = view[layout.ctl_index : layout.ctl_index + self._slots_used].tolist()
         rows = view[layout.rows_index : layout.rows_index + layout.rows_max].tolist()
-        return max([view[at.H_REGION], *ctls, *rows]) >> at.LINE_BITS
+        highest = max([view[at.H_REGION], *ctls, *rows]) >> at.LINE_BITS
+        if highest + self._slots_used >= at.LSN_END:
+            self._give_up(f"LSN {highest} leaves none to delete with")
+        return highest
 
     # --- 2. What was decided
 
