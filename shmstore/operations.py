@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -128,9 +128,16 @@ def apply(table: TableWriter, request: Operation, context: Context) -> Answer:
         if remembered is not None:
             return remembered
     if context.now_ns > request.deadline_ns:
-        msg = "the request's deadline passed before the manager came to it; nothing was done"
-        raise ManagerTimeoutError(msg, outcome_known=True)
+        _refuse_late(request)
     return _DO[type(request)](table, request, context)
+
+
+def _refuse_late(request: Operation) -> NoReturn:
+    """Refuse what comes too late. After the deadline a first try's row may have been given back."""
+    known = not request.first_base
+    end = "nothing was done" if known else "whether its first try was done is not known"
+    msg = f"the request's deadline passed before the manager came to it; {end}"
+    raise ManagerTimeoutError(msg, outcome_known=known)
 
 
 def _remembered(table: TableWriter, request: Operation, context: Context) -> Answer | None:

@@ -35,6 +35,7 @@ from shmstore._table.layout import (
     TOMBSTONE,
     WORD_BYTES,
 )
+from shmstore.errors import TableCorruptError
 
 if TYPE_CHECKING:
     from shmstore._table.words import View, Words
@@ -110,13 +111,18 @@ def find(view: View, region: Region, tag: int, slot: int) -> int | None:
 
 
 def vacancy(view: View, region: Region, tag: int) -> int:
-    """Return the first place in this tag's probe that is a tombstone or was never used."""
-    place = tag
-    while True:
+    """Return the first place in this tag's probe that is a tombstone or was never used.
+
+    Raises:
+        TableCorruptError: There is none: once around and no further, should the table be damaged.
+
+    """
+    for place in range(tag, tag + region.size):
         index = region.start + (place & region.mask)
         if view[index] in _VACANT:
             return index
-        place += 1
+    msg = f"the table's index at line {region.line} has no place for another word"
+    raise TableCorruptError(msg, reason="index full")
 
 
 def rebuilt(view: View, region: Region, log2: int) -> bytes:

@@ -135,6 +135,24 @@ class Block(msgspec.Struct, frozen=True):
 decode_payload: Final = msgspec.msgpack.Decoder(Session).decode
 
 
+_UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises: msgspec passes on the two others as they are."""
+
+
+def fault_of_session(block: Block, base: int) -> str:
+    """Say what is wrong with the session of a whole block; nothing if nothing is."""
+    try:
+        session = decode_payload(block.payload)
+    except _UNDECODABLE as error:
+        return f"its session cannot be decoded: {error}"
+    versions = session.version - base, session.created_version - base
+    if versions != (block.lsn, block.created_lsn):
+        return f"its session has the versions {versions} above the base"
+    if session.owner_pid != (block.owner.pid if block.owner else None):
+        return f"its session has owner {session.owner_pid}, and the block {block.owner}"
+    return ""
+
+
 def lines_of(length_bytes: int) -> int:
     """Return how many lines a block of this length takes."""
     return -(-length_bytes // LINE_BYTES)

@@ -27,8 +27,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-import msgspec
-
 from shmstore._table import index, record
 from shmstore._table import layout as at
 from shmstore._table.derived import Derived
@@ -76,24 +74,25 @@ class _Recovery:
         self._beat = beat
         self._lsn = 0
         self._salt = words.load(at.H_SALT)
-        self._taken: dict[int, int] = {}  # first line -> lines
+        self._rows: dict[ClientId, tuple[int, Block]] = {}
         self._blocks: dict[int, Block] = {}  # live slot -> its record
         self._codes: dict[str, int] = {}
 
     def run(self) -> Derived:
         region = self._require_a_table()
         self._lsn = self._highest_lsn()
-        rows = self._decided()
+        self._decided()
         self._verify()
+        taken = self._extents(region)  # before the index: a wrong region would overwrite records
         index_used = self._mend_index(region)
         derived = Derived(
             lsn=self._lsn,
-            taken=self._extents(region),
+            taken=taken,
             slots_used=self._slots_used,
             index_used=index_used,
             codes=self._codes,
             free_slots=[s for s in range(self._slots_used) if s not in self._blocks],
-            rows=rows,
+            rows={client: row for client, (row, _) in self._rows.items()},
         )
         self._owners(derived)
         words = self._words
@@ -127,36 +126,40 @@ class _Recovery:
         layout, view = self._layout, self._view
         ctls = view[layout.ctl_index : layout.ctl_index + self._slots_used].tolist()
         rows = view[layout.rows_index : layout.rows_index + layout.rows_max].tolist()
-        return max([view[at.H_REGION], *ctls, *rows]) >> at.LINE_BITS
+        highest = max([view[at.H_REGION], *ctls, *rows]) >> at.LINE_BITS
+        if highest + self._slots_used >= at.LSN_END:
+            self._give_up(f"LSN {highest} leaves none to delete with")
+        return highest
 
     # --- 2. What was decided
 
-    def _decided(self) -> dict[ClientId, int]:
-        """Do what a row says and its slot does not show yet; return the rows by client."""
-        rows: dict[ClientId, int] = {}
+    def _decided(self) -> None:
+        """Do what a row says and its slot does not show yet."""
         for row in range(self._layout.rows_max):
             word = self._view[self._layout.rows_index + row]
             if word & at.LINE_MASK:
-                client = self._row(row, word)
-                if client is not None:
-                    rows[client] = row
-        return rows
+                self._row(row, word)
 
-    def _row(self, row: int, word: int) -> ClientId | None:
-        """Return the client of a row, None when the row was damaged and is given back."""
+    def _row(self, row: int, word: int) -> None:
         block = self._block_of(word)
         note = None if block is None else block.note
         reason = self._fault_of_row(block)
         if block is None or note is None or reason:
             self._set_aside(f"row[{row}]", word, reason)
-            # Keeps its LSN, as every row that is given back: it may be the highest.
-            self._words.store(self._layout.rows_index + row, word & ~at.LINE_MASK)
-            return None
+            self._give_back(row)
+            return
         where = self._layout.ctl_index + block.slot
         if block.lsn > self._view[where] >> at.LINE_BITS:
             self._redo(where, word, block)
-        self._take(word, block)
-        return note.client
+        kept = self._rows.setdefault(note.client, (row, block))
+        if kept[0] != row:  # no writer makes two: the older one would answer nobody
+            older, self._rows[note.client] = sorted((kept, (row, block)), key=_lsn)
+            self._give_back(older[0])
+
+    def _give_back(self, row: int) -> None:
+        """Free a row. It keeps its LSN, as every row that is given back: it may be the highest."""
+        where = self._layout.rows_index + row
+        self._words.store(where, self._view[where] & ~at.LINE_MASK)
 
     def _fault_of_row(self, block: Block | None) -> str:
         """Say what is wrong with an outcome; nothing if nothing is."""
@@ -204,7 +207,6 @@ class _Recovery:
             self._drop(other, older, f"its code {code!r} is that of slot {slot}, a later one")
         self._codes[code] = slot
         self._blocks[slot] = block
-        self._take(word, block)
 
     def _fault(self, slot: int, block: Block | None) -> str:
         """Say what is wrong with a slot's record; nothing if nothing is."""
@@ -212,17 +214,7 @@ class _Recovery:
             return "its block is damaged"
         if block.kind != record.KIND_SESSION or block.slot != slot:
             return f"its block is another slot's ({block.slot}), or no session"
-        try:
-            session = record.decode_payload(block.payload)
-        except msgspec.MsgspecError as error:
-            return f"its session cannot be decoded: {error}"
-        base = self._words.load(at.H_BASE)
-        if (session.version, session.created_version) != (
-            base + block.lsn,
-            base + block.created_lsn,
-        ):
-            return f"its session has the versions {session.version} and {session.created_version}"
-        return ""
+        return record.fault_of_session(block, self._words.load(at.H_BASE))
 
     def _drop(self, slot: int, word: int, reason: str) -> None:
         """Delete a session that cannot be kept, under an LSN of its own."""
@@ -263,18 +255,21 @@ class _Recovery:
     # --- 5. What follows from it
 
     def _owners(self, derived: Derived) -> None:
-        unowned = []
-        for slot, block in self._blocks.items():
+        for slot, block in sorted(self._blocks.items(), key=_lsn):  # the order of their writes
             if block.owner is None:
-                unowned.append((block.written_ns, slot))
+                derived.unowned[slot] = block.written_ns
             else:
                 derived.owned.setdefault(block.owner, set()).add(slot)
-        derived.unowned = {slot: written_ns for written_ns, slot in sorted(unowned)}
 
     def _extents(self, region: Region) -> list[tuple[int, int]]:
         """Return the taken lines in ascending order."""
-        self._taken[region.line] = region.lines_count
-        extents = sorted(self._taken.items())
+        view, layout = self._view, self._layout
+        taken = {region.line: region.lines_count}
+        named = [(layout.rows_index + row, block) for row, block in self._rows.values()]
+        named += [(layout.ctl_index + slot, block) for slot, block in self._blocks.items()]
+        for where, block in named:
+            taken[view[where] & at.LINE_MASK] = record.lines_of(block.length_bytes)
+        extents = sorted(taken.items())
         end = 0
         for start, count in extents:
             if start < end:
@@ -283,9 +278,6 @@ class _Recovery:
         return extents
 
     # --- Blocks
-
-    def _take(self, word: int, block: Block) -> None:
-        self._taken[word & at.LINE_MASK] = record.lines_of(block.length_bytes)
 
     def _block_of(self, word: int) -> Block | None:
         """Return the block that a word names, None if it is not whole or of another LSN."""
@@ -297,3 +289,7 @@ class _Recovery:
 
     def _raw(self, line: int) -> bytes | None:
         return record.raw_at(self._words, line, self._layout.arena_line, self._lines_end)
+
+
+def _lsn(item: tuple[int, Block]) -> int:
+    return item[1].lsn

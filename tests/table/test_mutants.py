@@ -14,6 +14,14 @@ import pytest
 from shmstore._table import layout as at
 from shmstore._table.writer import TableWriter
 from tests.table import stories
+from tests.table.faults import (
+    altered,
+    earlier,
+    later,
+    without_lsn,
+    zero_for_free,
+    zero_for_tombstone,
+)
 from tests.table.interleavings import (
     Distort,
     Eyes,
@@ -30,55 +38,7 @@ from tests.table.interleavings import (
 
 if TYPE_CHECKING:
     from shmstore._table.record import Block
-    from tests.table.interleavings import History, Place, Schedule, Step
-
-
-# --- Stores in another order, or of other words
-
-
-def _earlier(place: Place, than: Place) -> Distort:
-    """Return what moves the store of one kind of word before the first store of another kind."""
-
-    def distort(steps: list[Step]) -> list[Step]:
-        places = [step.place for step in steps]
-        if place not in places or than not in places:
-            return steps
-        early = steps[places.index(place)]
-        rest = [step for step in steps if step is not early]
-        where = next(index for index, step in enumerate(rest) if step.place == than)
-        return [*rest[:where], early, *rest[where:]]
-
-    return distort
-
-
-def _later(place: Place, than: Place) -> Distort:
-    """Return what moves the store of one kind of word behind the last store of another kind."""
-
-    def distort(steps: list[Step]) -> list[Step]:
-        return _earlier(place, than)(steps[::-1])[::-1]
-
-    return distort
-
-
-def _altered(place: Place, alter: Callable[[int], int]) -> Distort:
-    """Return what alters each word of one kind."""
-
-    def distort(steps: list[Step]) -> list[Step]:
-        return [step.of(alter(step.word)) if step.place == place else step for step in steps]
-
-    return distort
-
-
-def _zero_for_tombstone(word: int) -> int:
-    return 0 if word == at.TOMBSTONE else word
-
-
-def _zero_for_free(word: int) -> int:
-    return word if word & at.LINE_MASK else 0
-
-
-def _without_lsn(word: int) -> int:
-    return word & at.LINE_MASK
+    from tests.table.interleavings import History, Schedule
 
 
 # --- Writers that do a step too early
@@ -197,30 +157,30 @@ class Mutant(NamedTuple):
 
 
 MUTANTS: Final = [
-    Mutant("ctl before block", stories.one_life, lookup("A"), _earlier("ctl", "block")),
-    Mutant("ctl before block, list", stories.one_life, newest_first, _earlier("ctl", "block")),
-    Mutant("ctl before index word", stories.one_life, lookup("A"), _earlier("ctl", "index")),
-    Mutant("tombstone before ctl", stories.other_in_slot, lookup("A"), _earlier("index", "ctl")),
+    Mutant("ctl before block", stories.one_life, lookup("A"), earlier("ctl", "block")),
+    Mutant("ctl before block, list", stories.one_life, newest_first, earlier("ctl", "block")),
+    Mutant("ctl before index word", stories.one_life, lookup("A"), earlier("ctl", "index")),
+    Mutant("tombstone before ctl", stories.other_in_slot, lookup("A"), earlier("index", "ctl")),
     Mutant(
         "index word cleared",
         stories.first_of_one_tag,
         lookup(stories.SECOND),
-        _altered("index", _zero_for_tombstone),
+        altered("index", zero_for_tombstone),
     ),
-    Mutant("mark after use, list", stories.new_slots, newest_first, _later("used", "ctl")),
-    Mutant("mark after use", stories.new_slots, lookup("B"), _later("used", "ctl")),
-    Mutant("free word zero", stories.taking_turns, newest_first, _altered("ctl", _zero_for_free)),
-    Mutant("region before its words", stories.growth, lookup("X"), _earlier("region", "block")),
-    Mutant("region after ctl", stories.growth, lookup("Q"), _later("region", "ctl")),
+    Mutant("mark after use, list", stories.new_slots, newest_first, later("used", "ctl")),
+    Mutant("mark after use", stories.new_slots, lookup("B"), later("used", "ctl")),
+    Mutant("free word zero", stories.taking_turns, newest_first, altered("ctl", zero_for_free)),
+    Mutant("region before its words", stories.growth, lookup("X"), earlier("region", "block")),
+    Mutant("region after ctl", stories.growth, lookup("Q"), later("region", "ctl")),
     Mutant(
         "region word without lsn",
         stories.return_of_the_region,
         lookup(stories.LATTER),
-        _altered("region", _without_lsn),
+        altered("region", without_lsn),
     ),
-    Mutant("count before state", stories.idle_end, counted, _earlier("count", "state")),
-    Mutant("ctl before state, lookup", stories.idle_end, lookup("A"), _later("state", "ctl")),
-    Mutant("ctl before state, list", stories.idle_end, newest_first, _later("state", "ctl")),
+    Mutant("count before state", stories.idle_end, counted, earlier("count", "state")),
+    Mutant("ctl before state, lookup", stories.idle_end, lookup("A"), later("state", "ctl")),
+    Mutant("ctl before state, list", stories.idle_end, newest_first, later("state", "ctl")),
     Mutant("freed before replaced", stories.reused_lines, lookup("A"), writer=_FreesFirst),
     Mutant("freed before replaced, list", stories.one_life, newest_first, writer=_FreesFirst),
     Mutant("lsn given out again", stories.come_and_go, get("A"), writer=_ForgetsLsns),
