@@ -7,14 +7,16 @@ Theory of operation, in this order:
 
 1. The LSN. The highest that any word carries, free control words and given back rows among them;
    it never goes down, so no word repeats.
-2. What was decided is done. A row whose LSN is above its slot's control word names a mutation that
+2. A batch whose word stands in a control word is finished, never undone: a reader may have seen
+   what comes after it.
+3. What was decided is done. A row whose LSN is above its slot's control word names a mutation that
    was killed in between: index word if it is missing, then control word. Else the row is history.
-3. Every block that a word names is verified. What is damaged is handed to `quarantine`, and then
+4. Every block that a word names is verified. What is damaged is handed to `quarantine`, and then
    deleted the normal way: under a new LSN, because its own may be part of the damage, and the
    control word's has been seen by readers.
-4. The index. Of each live slot the one word that its code's probe finds stays; all others become
+5. The index. Of each live slot the one word that its code's probe finds stays; all others become
    tombstones, never 0; what is missing is added.
-5. The figures.
+6. The figures.
 
 Guarantees: whoever asks again under the number of a lost answer finds its row as it was. Every
 session stays that a control word names and whose block is whole.
@@ -81,6 +83,7 @@ class _Recovery:
     def run(self) -> Derived:
         region = self._require_a_table()
         self._lsn = self._highest_lsn()
+        self._finish_batches()
         self._decided()
         self._verify()
         taken = self._extents(region)  # before the index: a wrong region would overwrite records
@@ -131,7 +134,45 @@ class _Recovery:
             self._give_up(f"LSN {highest} leaves none to delete with")
         return highest
 
-    # --- 2. What was decided
+    # --- 2. Batches
+
+    def _finish_batches(self) -> None:
+        """Finish what stands in control words of a batch: one, as the writer does one at a time."""
+        ctl_index = self._layout.ctl_index
+        words = self._view[ctl_index : ctl_index + self._slots_used].tolist()
+        for word in {word for word in words if self._may_be_a_batch(word & at.LINE_MASK)}:
+            batch = self._block_of(word)
+            if batch is not None and self._is_a_batch(batch):
+                self._finish(word, batch)
+
+    def _may_be_a_batch(self, line: int) -> bool:
+        if not self._layout.arena_line <= line < self._lines_end:
+            return False
+        return self._view[line * at.LINE_WORDS + 1] >> at.TAG_SHIFT == record.BATCH_SLOT
+
+    def _is_a_batch(self, block: Block) -> bool:
+        return (
+            block.kind == record.KIND_BATCH
+            and block.row < self._layout.rows_max
+            and all(item.slot < self._slots_used for item in block.items)
+        )
+
+    def _finish(self, word: int, batch: Block) -> None:
+        """Do what the writer had still to do, in its order."""
+        words, view, ctl_index = self._words, self._view, self._layout.ctl_index
+        row = self._layout.rows_index + batch.row
+        if view[row] != word:
+            for item in batch.items:
+                if view[ctl_index + item.slot] == item.before:
+                    words.store(ctl_index + item.slot, word)  # SYNC-batch
+            words.fence()
+            words.store(row, word)
+        words.fence()
+        for item in batch.items:
+            if view[ctl_index + item.slot] == word:
+                self._publish(ctl_index + item.slot, item.after, self._block_of(item.after))
+
+    # --- 3. What was decided
 
     def _decided(self) -> None:
         """Do what a row says and its slot does not show yet."""
@@ -148,9 +189,11 @@ class _Recovery:
             self._set_aside(f"row[{row}]", word, reason)
             self._give_back(row)
             return
-        where = self._layout.ctl_index + block.slot
-        if block.lsn > self._view[where] >> at.LINE_BITS:
-            self._redo(where, word, block)
+        if block.kind != record.KIND_BATCH:  # step 2 has finished it, or it is history
+            where = self._layout.ctl_index + block.slot
+            if block.lsn > self._view[where] >> at.LINE_BITS:
+                is_session = block.kind == record.KIND_SESSION
+                self._publish(where, word if is_session else word & ~at.LINE_MASK, block)
         kept = self._rows.setdefault(note.client, (row, block))
         if kept[0] != row:  # no writer makes two: the older one would answer nobody
             older, self._rows[note.client] = sorted((kept, (row, block)), key=_lsn)
@@ -163,24 +206,29 @@ class _Recovery:
 
     def _fault_of_row(self, block: Block | None) -> str:
         """Say what is wrong with an outcome; nothing if nothing is."""
-        if block is None or block.note is None or block.slot >= self._slots_used:
+        if block is None or block.note is None:
+            return "its block is damaged"
+        if block.kind == record.KIND_BATCH:
+            return "" if self._is_a_batch(block) else "its block is damaged"
+        if block.slot >= self._slots_used:
             return "its block is damaged"
         return "" if block.kind == record.KIND_OUTCOME else self._fault(block.slot, block)
 
-    def _redo(self, where: int, word: int, block: Block) -> None:
-        """Finish a mutation in the order in which the writer would have."""
-        if block.kind == record.KIND_OUTCOME:
-            self._words.store(where, word & ~at.LINE_MASK)  # its index word goes with step 4
-            return
-        region = Region(self._words.load(at.H_REGION))
-        tag = index.tag_of(record.decode_payload(block.payload).code, self._salt)
-        self._words.fence()
-        if index.find(self._view, region, tag, block.slot) is None:
-            index.put(self._words, region, tag, block.slot)
+    def _publish(self, where: int, word: int, block: Block | None) -> None:
+        """Store a slot's control word as the writer would have: index word first, if it has one.
+
+        A word whose block is damaged is stored all the same: step 4 sets the block aside.
+        """
+        if block is not None and block.kind == record.KIND_SESSION:
+            region = Region(self._words.load(at.H_REGION))
+            tag = index.tag_of(record.decode_payload(block.payload).code, self._salt)
+            self._words.fence()
+            if index.find(self._view, region, tag, block.slot) is None:
+                index.put(self._words, region, tag, block.slot)
         self._words.fence()
         self._words.store(where, word)  # SYNC-publish: pairs with the reader's load
 
-    # --- 3. What is named
+    # --- 4. What is named
 
     def _verify(self) -> None:
         for slot in range(self._slots_used):
@@ -227,7 +275,7 @@ class _Recovery:
     def _set_aside(self, where: str, word: int, reason: str) -> None:
         self._quarantine(where, word, self._raw(word & at.LINE_MASK) or b"", reason)
 
-    # --- 4. The index
+    # --- 5. The index
 
     def _mend_index(self, region: Region) -> int:
         """Leave one word for each live slot; return how many words are not 0."""
@@ -252,7 +300,7 @@ class _Recovery:
             used += index.put(words, region, tags[slot], slot)
         return used
 
-    # --- 5. What follows from it
+    # --- 6. What follows from it
 
     def _owners(self, derived: Derived) -> None:
         for slot, block in sorted(self._blocks.items(), key=_lsn):  # the order of their writes

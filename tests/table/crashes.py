@@ -411,7 +411,7 @@ class Manager:
         """Do what a client asks, as the host does."""
         self.now_ns += 1
         name, caller = CLIENTS[client]
-        context = operations.Context(name, caller, UNSET, self.now_ns, NOON, 1 << 16)
+        context = operations.Context(name, caller, UNSET, self.now_ns, lambda: NOON, 1 << 16)
         try:
             answer = operations.apply(self.writer, request, context)
         except ShmStoreError as error:
