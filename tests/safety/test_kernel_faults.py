@@ -256,15 +256,48 @@ class TestFullMap:
             assert fill(store, blob="x" * 10_000) == large, "all of it came back"
             for number in range(large):
                 assert store.delete(f"{number}")
-            small = fill(store)
+            assert store.create(code="again").code == "again"
+
+    def test_to_the_last_line(self, store_dir: Path) -> None:
+        """Whoever deletes in a map that takes nothing more finds room for it, each of many."""
+        with shmstore.open("t", map_size_bytes=config.MAP_SIZE_BYTES_MIN) as store:
+            for turn, blob_bytes in enumerate((10_000, 1000, 100, 30, 10, 0)):
+                with contextlib.suppress(StoreFullError):
+                    for number in itertools.count():
+                        store.create(code=f"{turn}/{number}", blob=bytes(blob_bytes))
             with pytest.raises(StoreFullError, match="map_size_bytes"):
                 store.create(code="one more")
-            assert len(store) == len(store.list_active()) == small
-            assert store.update("0", status="failed").status == "failed"
+            count = len(store)
+            assert len(store.list_active()) == count
             assert violations_of(store_dir / "t.table") == []
-            for number in range(small):
-                assert store.delete(f"{number}")
+            with contextlib.ExitStack() as stack:
+                for number in range(30):  # each of them leaves an outcome, which takes a line
+                    other = stack.enter_context(shmstore.open("t"))
+                    assert other.delete(f"0/{number}")
+                    assert len(store) == count - number - 1
+                assert violations_of(store_dir / "t.table") == []
+            for session in store.list_active():
+                assert store.delete(session.code)
             assert store.create(code="again").code == "again"
+
+
+class TestLog:
+    """A log that cannot be written."""
+
+    def test_in_a_directory_that_is_gone(self, store_dir: Path, children: Children) -> None:
+        """What would be logged is lost, and the manager and its sessions are not."""
+        files = store_dir / "s"
+        owner = children.sleeper()
+        with shmstore.open("t", directory=files) as store:
+            manager_pid = store.stats().manager_pid
+            store.create(code="A", owner_pid=owner.pid)
+            files.rename(store_dir / "elsewhere")
+            owner.kill_to_zombie()
+            until(lambda: "A" not in store)  # and then its end is logged
+            assert store.create(code="B").code == "B"
+            (store_dir / "elsewhere").rename(files)
+            with shmstore.open("t", directory=files, start=False) as other:
+                assert (other.stats().manager_pid, "B" in other) == (manager_pid, True)
 
 
 # --- No descriptors
@@ -397,6 +430,14 @@ class TestNoDescriptors:
                     shmstore.open("another", directory=path)
                 limit_descriptors(50)
                 assert store.update("A", status="pending").status == "pending"
+                store.stop()
+                limit_descriptors(0)
+                with pytest.raises(OSError, match="Too many open files") as caught_raw:
+                    store.get("A")  # whether another table has the name now cannot be seen
+                assert caught_raw.value.errno == errno.EMFILE
+                limit_descriptors(50)
+                with pytest.raises(StoreNotRunningError):
+                    store.get("A")
 
         children.fork(client).result()
 
