@@ -52,6 +52,7 @@ from shmstore.wire.messages import (
     Update,
     Welcome,
 )
+from shmstore.wire.values import check_value
 from tests.hosts import NAME, serve_in_fork
 from tests.processes import DEADLINE_S, until
 from tests.table.tables import BOB, TWINS, Table, noted
@@ -203,6 +204,13 @@ class TestDecoder:
         """An error's session that cannot be decoded is a ProtocolError, and no other."""
         error = messages.error_of(Failed(1, 2, name, "no", {}, session))
         assert type(error).__name__ in {name, "ProtocolError"}
+
+    @pytest.mark.timeout(30)  # a hundredth of what it takes to write each item's place down
+    def test_a_long_key_does_not_make_a_refusal_slow(self) -> None:
+        """Only the place of what is refused is put into words: others wait for that answer."""
+        mapping = {"x" * 4_000_000: [0] * 1_000_000 + [msgspec.msgpack.Ext(5, b"")]}
+        with pytest.raises(TypeError, match=r"x'\]\[1000000\] is a Ext"):
+            check_value(mapping, "data")
 
     @given(st.integers(0, 1 << 12), st.integers(0, 1 << 12))
     def test_a_damaged_stream_is_cut_alike_wherever_it_is_split(self, bit: int, place: int) -> None:
