@@ -562,7 +562,8 @@ class Specimen:
 
     def _in_use(self) -> Iterator[tuple[int, str]]:
         table, layout = self.table, self.table.layout
-        yield from ((word, "header") for word in range(at.H_QUARANTINED + 1))
+        header = {word for name, word in vars(at).items() if name.startswith("H_")}
+        yield from ((word, "header") for word in sorted(header))
         for row in range(layout.rows_max):
             word = table.row(row)
             yield layout.rows_index + row, "row" if word & at.LINE_MASK else "free row"
@@ -629,8 +630,6 @@ def answer_of(read: Callable[[], object], true: object) -> tuple[Any, Any]:
 HARMLESS: Final = {
     **dict.fromkeys((at.H_BOOT_HIGH, at.H_BOOT_LOW), "which boot: the next manager asks"),
     **dict.fromkeys(range(at.H_MAX_SESSION_BYTES, at.H_CREATED_NS + 1), "options: any is one"),
-    **dict.fromkeys(range(at.H_CREATED_NS + 1, at.H_STATE), "not in use"),
-    **dict.fromkeys(range(at.H_LINES_RESERVED + 1, at.H_COUNT), "not in use"),
     **dict.fromkeys(range(at.H_EPOCH, at.H_QUARANTINED + 1), "figures, for people"),
     at.H_ROWS: "as many pages as before: the same geometry",
     at.H_SLOTS: "the same",
