@@ -7,6 +7,7 @@ mode are those of the open descriptor. Nobody else can exchange it afterwards: /
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -19,6 +20,8 @@ from shmstore.errors import AccessDeniedError
 _NAME = re.compile(config.NAME_PATTERN, re.ASCII)
 _SOCKET_PATH_MAX_BYTES = 107
 """sun_path of sockaddr_un, less its NUL."""
+_NO_MEANS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What this process or the machine has run out of."""
 
 
 class StorePaths(NamedTuple):
@@ -104,6 +107,7 @@ def open_directory(directory: Path) -> int:
     Raises:
         FileNotFoundError: There is none.
         AccessDeniedError: Another user's, open to others, or a symlink.
+        OSError: No descriptor or no memory is left, which says nothing of the directory.
 
     """
     try:
@@ -111,6 +115,8 @@ def open_directory(directory: Path) -> int:
     except FileNotFoundError:
         raise
     except OSError as error:
+        if error.errno in _NO_MEANS:
+            raise
         raise _denied(directory, f"cannot be opened: {error.strerror}") from error
     status = os.fstat(descriptor)
     if status.st_uid != os.geteuid() and os.geteuid() != 0:

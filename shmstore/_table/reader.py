@@ -280,7 +280,7 @@ class TableReader:
             raise TableCorruptError(msg, slot=slot, reason="record does not match its control word")
         try:
             return record.decode_payload(payload)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             msg = f"the session in slot {slot} cannot be decoded: {error}"
             raise SessionDecodeError(msg) from error
 

@@ -1,11 +1,17 @@
 """The manager's log: `<name>.log`, and the one before it.
 
 Not RotatingFileHandler: its module imports pickle, which has no business in this process.
+
+Rule: what cannot be written is lost, and nobody hears of it. A full file system, a directory that
+was removed, or no descriptor left would else come out of whatever was being logged, as OSError, and
+end the manager with all its sessions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 from pathlib import Path
 
 from shmstore import config
@@ -16,12 +22,22 @@ class TwoFiles(logging.FileHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
-        super().emit(record)
-        if self.stream is not None and self.stream.tell() > config.LOG_MAX_BYTES:
-            self.close()
-            path = self.baseFilename
+        try:
+            super().emit(record)
+            if self.stream is not None and self.stream.tell() > config.LOG_MAX_BYTES:
+                self.close()
+                path = self.baseFilename
+                Path(path).replace(f"{path}.1")
+        except OSError:
+            self.handleError(record)
 
-            Path(path).replace(f"{path}.1")
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging calls it so
+        """Lose a record that cannot be written; the next one opens the file anew."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)  # a mistake of whoever logged
+            return
+        with contextlib.suppress(OSError):
+            self.close()  # or what is left in its buffer would fail with every record
 
 
 def log_to(path: Path) -> None:

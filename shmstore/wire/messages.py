@@ -207,7 +207,7 @@ def failure(number: int, base: int, error: ShmStoreError | ValueError | TypeErro
 
 
 def error_of(failed: Failed) -> ShmStoreError | ValueError | TypeError:
-    """Return the error that an answer carries."""
+    """Return the error that an answer carries; ProtocolError for one that cannot be read."""
     builtin = _BUILTIN.get(failed.error)
     if builtin is not None:
         return builtin(failed.message)
@@ -216,5 +216,8 @@ def error_of(failed: Failed) -> ShmStoreError | ValueError | TypeError:
         return ProtocolError(f"the manager failed with {failed.error}: {failed.message}")
     vars(error).update({k: v for k, v in failed.fields.items() if k in vars(error)})
     if failed.session:
-        vars(error)["session"] = decode_payload(failed.session)
+        try:
+            vars(error)["session"] = decode_payload(failed.session)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as undecodable:
+            return ProtocolError(f"the manager's error has a session that is none: {undecodable}")
     return error

@@ -7,7 +7,7 @@ scalar): they would come back as something else than what was put in.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 from shmstore import config
 
@@ -58,7 +58,7 @@ def check_value(value: object, path: str) -> None:
 
     """
     if not _fits(value, 0):
-        _complain(value, path, 0)  # the same walk again, with the path this time
+        _complain(value, (None, path), 0)  # the same walk again, with the path this time
 
 
 def _fits(value: object, depth: int) -> bool:
@@ -77,29 +77,50 @@ def _fits(value: object, depth: int) -> bool:
     return isinstance(value, list | tuple) and all(_fits(item, depth + 1) for item in value)
 
 
-def _complain(value: object, path: str, depth: int) -> None:
+_Place: TypeAlias = "tuple[_Place | None, str | int | bytes]"
+"""Where a value stands: the place of what it is in, and its key there. As text only for a message:
+beside a key of a megabyte, a text for each item would take a manager minutes."""
+
+
+def _named(place: _Place) -> str:
+    """Return a place as it is written: `receiver_info['x'][3]`."""
+    keys: list[str | int | bytes] = []
+    outer: _Place | None = place
+    while outer is not None:
+        outer, key = outer
+        keys.append(key)
+    return "".join([str(keys.pop()), *(f"[{key!r}]" for key in reversed(keys))])
+
+
+def _complain(value: object, place: _Place, depth: int) -> None:
     """Raise for the first part of a value that a session cannot hold, with its place."""
     if type(value) in _PLAIN:
-        _check_scalar(value, path)
+        _check_scalar(value, place)
     elif depth >= _DEPTH_MAX:
-        msg = f"{path} is nested deeper than {_DEPTH_MAX} levels; does it contain itself?"
+        msg = f"{_named(place)} is nested deeper than {_DEPTH_MAX} levels; does it contain itself?"
         raise ValueError(msg)
     elif isinstance(value, dict):
         for key, item in value.items():
-            if type(key) not in _KEYS:
-                msg = f"{path} has the key {key!r}: keys are str, int or bytes"
-                raise TypeError(msg)
-            _check_scalar(key, f"the key {key!r} of {path}")
-            _complain(item, f"{path}[{key!r}]", depth + 1)
+            _check_key(key, place)
+            _complain(item, (place, key), depth + 1)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            _complain(item, f"{path}[{index}]", depth + 1)
+            _complain(item, (place, index), depth + 1)
     else:
         msg = (
-            f"{path} is a {type(value).__name__}, which a session cannot hold: use None, bool, "
-            "int, float, str, bytes, an aware datetime, or dicts and lists of them"
+            f"{_named(place)} is a {type(value).__name__}, which a session cannot hold: use None, "
+            "bool, int, float, str, bytes, an aware datetime, or dicts and lists of them"
         )
         raise TypeError(msg)
+
+
+def _check_key(key: object, place: _Place) -> None:
+    """Refuse what is no key of a mapping."""
+    if type(key) not in _KEYS:
+        msg = f"{_named(place)} has the key {key!r}: keys are str, int or bytes"
+        raise TypeError(msg)
+    if not _scalar_fits(key):
+        _check_scalar(key, (None, f"the key {key!r} of {_named(place)}"))
 
 
 def _scalar_fits(value: object) -> bool:
@@ -127,10 +148,11 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _check_scalar(value: object, path: str) -> None:
+def _check_scalar(value: object, place: _Place) -> None:
     """Refuse text that is no UTF-8, integers of more than 64 bits, naive datetimes."""
     if _scalar_fits(value):
         return
+    path = _named(place)
     if type(value) is str:
         msg = f"{path} holds half of a surrogate pair and cannot be encoded as UTF-8"
     elif type(value) is int:

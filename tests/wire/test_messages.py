@@ -132,10 +132,10 @@ def test_one_flipped_bit(message: Any, place: int) -> None:
 def test_deep_nesting_is_a_protocol_error() -> None:
     """A message that would exhaust the stack is refused like any other nonsense."""
     deep = b"\x91" * 100_000 + b"\xc0"
-    with pytest.raises(ProtocolError):
-        messages.decode_asked(b"\x95\x01\x01\x02\x00\x81\xa4rest\x81\xa1x" + deep)
-    with pytest.raises(ProtocolError):
-        messages.decode_answered(b"\x97\x03\x01\x02\xa1x\xa1y\x81\xa1x" + deep + b"\xc0")
+    with pytest.raises(ProtocolError, match="recursion"):
+        messages.decode_asked(b"\x96\x01\x01\x02\x00\x81\xa4rest\x81\xa1x" + deep + b"\xc2")
+    with pytest.raises(ProtocolError, match="recursion"):
+        messages.decode_answered(b"\x97\x03\x01\x02\xa1x\xa1y\x81\xa1x" + deep + b"\xc4\x00")
 
 
 def every_error() -> list[ShmStoreError]:
