@@ -33,6 +33,7 @@ LONG_MODULES: Final = {
     "_table/writer.py": "the write order and all that it is made of, in one place",
     "operations.py": "one short function for each operation",
     "proxy.py": "half of it are the docstrings of the operations",
+    "_table/record.py": "three kinds of block side by side, as its head draws them",
     "_table/recovery.py": "one step after the other, as its head says",
     "watcher.py": "one lock's state, and all that touches it",
     "store/session_store.py": "the public class: more docstring than code",

@@ -192,8 +192,7 @@ class _Recovery:
         if block.kind != record.KIND_BATCH:  # step 2 has finished it, or it is history
             where = self._layout.ctl_index + block.slot
             if block.lsn > self._view[where] >> at.LINE_BITS:
-                is_session = block.kind == record.KIND_SESSION
-                self._publish(where, word if is_session else word & ~at.LINE_MASK, block)
+                self._redo(where, word, block)
         kept = self._rows.setdefault(note.client, (row, block))
         if kept[0] != row:  # no writer makes two: the older one would answer nobody
             older, self._rows[note.client] = sorted((kept, (row, block)), key=_lsn)
@@ -213,6 +212,13 @@ class _Recovery:
         if block.slot >= self._slots_used:
             return "its block is damaged"
         return "" if block.kind == record.KIND_OUTCOME else self._fault(block.slot, block)
+
+    def _redo(self, where: int, word: int, block: Block) -> None:
+        """Finish a mutation in the order in which the writer would have."""
+        if block.kind == record.KIND_OUTCOME:
+            self._words.store(where, word & ~at.LINE_MASK)  # its index word goes with step 5
+        else:
+            self._publish(where, word, block)
 
     def _publish(self, where: int, word: int, block: Block | None) -> None:
         """Store a slot's control word as the writer would have: index word first, if it has one.
