@@ -101,7 +101,7 @@ class _Checker:
         self._take(word & at.LINE_MASK, block.length_bytes, where)
         try:
             session = record.decode_payload(block.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except record.UNDECODABLE as error:
             yield Violation(where, f"has a payload that cannot be decoded: {error}")
             return
         self._sessions[slot] = session

@@ -26,7 +26,6 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-import msgspec
 from xxhash import xxh3_64_intdigest
 
 from shmstore import config
@@ -280,7 +279,7 @@ class TableReader:
             raise TableCorruptError(msg, slot=slot, reason="record does not match its control word")
         try:
             return record.decode_payload(payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except record.UNDECODABLE as error:
             msg = f"the session in slot {slot} cannot be decoded: {error}"
             raise SessionDecodeError(msg) from error
 

@@ -135,7 +135,7 @@ class Block(msgspec.Struct, frozen=True):
 decode_payload: Final = msgspec.msgpack.Decoder(Session).decode
 
 
-_UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises: msgspec passes on the two others as they are."""
 
 
@@ -143,7 +143,7 @@ def fault_of_session(block: Block, base: int) -> str:
     """Say what is wrong with the session of a whole block; nothing if nothing is."""
     try:
         session = decode_payload(block.payload)
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         return f"its session cannot be decoded: {error}"
     versions = session.version - base, session.created_version - base
     if versions != (block.lsn, block.created_lsn):

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 Quarantine: TypeAlias = Callable[[str, int, bytes, str], None]
 """Takes what is about to be given up: where ("ctl[3]"), the word there, the bytes, and why."""
 
-_BEAT_EVERY: Final = 256
-"""Blocks between two signs of life: some milliseconds of work."""
+_BEAT_BYTES: Final = 1 << 20
+"""Looked at between two signs of life: some milliseconds of work, however long the records are."""
 
 
 def recover(
@@ -75,6 +75,7 @@ class _Recovery:
         self._quarantine = quarantine
         self._beat = beat
         self._lsn = 0
+        self._looked_at_bytes = 0
         self._salt = words.load(at.H_SALT)
         self._rows: dict[ClientId, tuple[int, Block]] = {}
         self._blocks: dict[int, Block] = {}  # live slot -> its record
@@ -240,8 +241,6 @@ class _Recovery:
         for slot in range(self._slots_used):
             word = self._view[self._layout.ctl_index + slot]
             if word & at.LINE_MASK:
-                if len(self._blocks) % _BEAT_EVERY == 0:
-                    self._beat()
                 self._slot(slot, word)
 
     def _slot(self, slot: int, word: int) -> None:
@@ -336,6 +335,10 @@ class _Recovery:
     def _block_of(self, word: int) -> Block | None:
         """Return the block that a word names, None if it is not whole or of another LSN."""
         raw = self._raw(word & at.LINE_MASK)
+        self._looked_at_bytes += len(raw or b"")
+        if self._looked_at_bytes >= _BEAT_BYTES:
+            self._looked_at_bytes = 0
+            self._beat()
         if raw is None or not record.checksum_holds(raw):
             return None
         block = record.decode_head(raw)

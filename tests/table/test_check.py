@@ -125,6 +125,10 @@ def a_payload_that_is_no_session(table: Table) -> None:
     _publish(table, 1, payload=b"\x93\x01\x02\x03")
 
 
+def a_payload_that_is_no_unicode(table: Table) -> None:
+    _publish(table, 1, payload=b"\x9b\xa1\xff")
+
+
 def a_session_of_another_version(table: Table) -> None:
     session = msgspec.structs.replace(table.sessions["B"], version=BASE + 77)
     _publish(table, 1, payload=encoded(session))
@@ -232,6 +236,7 @@ DAMAGES: Final = [
     Damage(a_record_of_another_slot, "ctl[0]", "of slot 1"),
     Damage(a_record_of_another_lsn, "ctl[1]", "of slot 1"),
     Damage(a_payload_that_is_no_session, "ctl[1]", "cannot be decoded"),
+    Damage(a_payload_that_is_no_unicode, "ctl[1]", "cannot be decoded"),
     Damage(a_session_of_another_version, "ctl[1]", "versions (77, "),
     Damage(a_session_of_another_creation, "ctl[1]", "above the base"),
     Damage(a_session_of_another_owner, "ctl[1]", "its session 102"),

@@ -24,6 +24,7 @@ from tests.table.crashes import (
     Forget,
     Grow,
     Kit,
+    Late,
     Put,
     Reap,
     Replace,
@@ -46,11 +47,11 @@ from tests.table.interleavings import UntrueError
 from tests.table.tables import ALICE, TWINS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from shmstore._table.derived import Derived
     from shmstore._table.index import Region
-    from shmstore._table.record import Block, Note
+    from shmstore._table.record import Block, ClientId, Note
 
 APART: Final = Setting("apart", ("A", "B", "C", "Z"), log2=1)
 PAIRED: Final = Setting("paired", (*TWINS, "C", "Z"))
@@ -111,6 +112,21 @@ class _DeletesUnnoted(TableWriter):
 
     def delete(self, code: str, **how: Any) -> None:  # handed on
         super().delete(code, **how | {"note": None})
+
+
+class _GivesBackEarly(TableWriter):
+    """A row is given to another client before the deadline of the one that has it."""
+
+    def _settled(self, _now_ns: int) -> Iterator[ClientId]:
+        yield from list(self._rows)
+
+
+class _KeepsNumber(TableWriter):
+    """A client's outcome is noted once, and its next request changes nothing of it."""
+
+    def _note(self, row: int, note: Note, word: int) -> None:
+        if note.client not in self._rows:
+            super()._note(row, note, word)
 
 
 # --- Recoveries
@@ -430,6 +446,13 @@ MUTANTS: Final = [
         "lines reused early", Kit(writer=_ReusesEarly), (*MADE, Put(2), Replace(1)), "was changed"
     ),
     Mutant("delete unnoted", Kit(writer=_DeletesUnnoted), DELETED, "answered False, not True"),
+    Mutant(
+        "row given back early",
+        Kit(writer=_GivesBackEarly),
+        (*BOTH, Late(3)),
+        "the retry was answered|_rows",
+    ),
+    Mutant("outcome noted once", Kit(writer=_KeepsNumber), CHANGED, "done: False|the retry"),
     # Recovery, step 1
     Mutant("lsn of live words", _by(_LsnOfLive), REAPED, "found LSN"),
     Mutant("lsn without free words", _by(_LsnWithoutFree), REAPED, "found LSN"),

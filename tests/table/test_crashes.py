@@ -22,6 +22,7 @@ from tests.table.crashes import (
     Forget,
     Grow,
     Kit,
+    Late,
     Put,
     Reap,
     Replace,
@@ -149,6 +150,18 @@ def test_nor_does_one_in_longer_sequences(floor: Floor, setting: Setting) -> Non
     tally = Tally()
     tree(setting, ROOTS[floor.root], 3, tally)
     assert tally.points >= 10 * floor.points, tally
+
+
+@pytest.mark.parametrize("floor", FLOORS[::3], ids=str)
+def test_a_row_changes_hands(floor: Floor, setting: Setting) -> None:
+    """Nothing is lost where a client that is late makes room for another."""
+    tally = Tally()
+    for before, last in product(
+        [Update(2), Delete(1), Delete(2, 1), Restart()], [Late(3), Late(3, 1)]
+    ):
+        explore(setting, (Create(1), Create(2, 1), before, last), REAL, tally)
+        explore(setting, (Create(1), Create(2, 1), before, Late(4, 2), last), REAL, tally)
+    assert tally.points >= 400, (floor, tally)
 
 
 # --- Endings

@@ -394,11 +394,12 @@ def test_an_index_region_outside_the_pages_is_an_error() -> None:
     assert caught.value.reason == "index region out of bounds"
 
 
-def test_a_payload_of_another_making_is_its_own_error() -> None:
+@pytest.mark.parametrize("payload", [b"\x93\x01\x02\x03", b"\x9b\xa1\xff"])
+def test_a_payload_of_another_making_is_its_own_error(payload: bytes) -> None:
     """A whole record that this version cannot decode is not called corrupt."""
     table = Table()
     table.create("A")
-    _replace_payload(table, 0, b"\x93\x01\x02\x03")
+    _replace_payload(table, 0, payload)
     for call in (lambda: table.reader().lookup("A"), lambda: table.reader().newest_first()):
         with pytest.raises(SessionDecodeError, match="slot 0"):
             call()

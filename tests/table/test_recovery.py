@@ -217,12 +217,16 @@ def test_of_sessions_of_one_instant_the_first_written_is_the_oldest() -> None:
 
 
 def test_it_shows_that_it_lives() -> None:
-    """One beat for so many sessions, and some for the index, however few there are."""
-    few, many = Table(), Table(size_bytes=1 << 19)
+    """A beat for so many bytes of records and of outcomes, and some for the index."""
+    few, many = Table(size_bytes=1 << 23), Table(size_bytes=1 << 23)
     few.create("A")
-    for number in range(600):
-        many.create(f"code-{number}")
-    assert recovered(many).beats == recovered(few).beats + 2
+    for number in range(9):
+        many.create(f"code-{number}", "x" * (300 << 10))
+    assert recovered(few).beats == 2
+    assert recovered(many).beats == 2 + 2
+    for number in range(4):
+        many.update(f"code-{number}", "y" * (300 << 10), note=noted(number + 1, 1))
+    assert recovered(many).beats == 2 + 3, "the rows' blocks count as well"
 
 
 # --- What was decided
