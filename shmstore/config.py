@@ -114,6 +114,9 @@ for each call, which costs more than all the rest of it."""
 LOG_MAX_BYTES: Final = 1 << 20
 """A log file is set aside at this size; the one before it is dropped."""
 
+PIN_MAX_S: Final = 10.0
+"""How long a client may take over the copy of a picture before the manager uses the lines again."""
+
 QUARANTINE_MAX_BYTES: Final = 64 << 20
 """Of damaged records that are kept for people; what comes after is only logged."""
 

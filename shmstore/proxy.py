@@ -51,10 +51,14 @@ from shmstore.wire.messages import (
     Gone,
     Goodbye,
     Hello,
+    Pin,
+    Pinned,
     Put,
     Replace,
     Request,
     Stop,
+    Unpin,
+    Unpinned,
     Update,
     Welcome,
 )
@@ -80,7 +84,7 @@ _BESIDE_SESSION_BYTES: Final = 512
 _HEAD: Final = (0, 0, 0)
 """Number, deadline and first base of a request that is not asked yet: `_ask` knows them."""
 
-_A = TypeVar("_A", DoneHere, Gone)
+_A = TypeVar("_A", DoneHere, Gone, Pinned, Unpinned)
 
 _clients: Final = itertools.count(1)
 
@@ -294,6 +298,19 @@ class SessionTableProxy:
     def stop(self, timeout_s: float | None = None) -> None:
         """End the store. A manager that does not run is not started for it."""
         self._ask(Stop(*_HEAD), Gone, timeout_s, None)
+
+    def pin(self, timeout_s: float | None = None) -> Pinned:
+        """Have the manager keep what stands in the table, and copy all but its blocks aside.
+
+        Raises:
+            StoreFullError: There is no room for the copy.
+
+        """
+        return self._ask(Pin(*_HEAD), Pinned, timeout_s, None)
+
+    def unpin(self, timeout_s: float | None = None) -> Unpinned:
+        """Let go of the pin, and hear whether it held until now."""
+        return self._ask(Unpin(*_HEAD), Unpinned, timeout_s, None)
 
     # --- The connection
 

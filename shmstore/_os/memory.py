@@ -73,6 +73,19 @@ def copy_file(descriptor: int, path: Path) -> None:
         os.close(copy)
 
 
+def read_sparse(descriptor: int) -> mmap.mmap:
+    """Return private memory with what a file has, without reading its holes."""
+    size = os.fstat(descriptor).st_size
+    copy = mmap.mmap(-1, size)
+    for begin, end in _parts_with_data(descriptor):
+        offset = begin
+        while offset < min(end, size):
+            part = os.pread(descriptor, min(end - offset, _COPY_BYTES), offset)
+            copy[offset : offset + len(part)] = part
+            offset += len(part)
+    return copy
+
+
 def _parts_with_data(descriptor: int) -> Iterator[tuple[int, int]]:
     end = 0
     while True:

@@ -152,6 +152,8 @@ class TableWriter:
         self._free_rows = [r for r in range(layout.rows_max - 1, -1, -1) if r not in rows_used]
         self._noted_lines = {self._view[self._rows_index + r] & at.LINE_MASK for r in rows_used}
         self._used_bytes = 0
+        self._pins: set[object] = set()
+        self._deferred: list[tuple[int, int]] = []  # (line, lines) that pins keep from being used
         self._spare = layout.rows_max + 1  # a delete's block for every row, and one to begin with
         self._arena = Arena(
             first_line=layout.arena_line,
@@ -296,12 +298,12 @@ class TableWriter:
         """
         slot = self.codes[code]
         row = self._row_for(note, now_ns)
+        line = 0 if note is None else self._line_of_delete()
         self.mutating = True
         lsn = self.lsn + 1
         if note is None:
             self.lsn = lsn
         else:
-            line = self._arena.allocate(1)
             outcome = record.encode_outcome(lsn=lsn, slot=slot, note=note, result=1)
             self._note(row, note, self._fill(line, outcome, lsn))
             if self._fence is not None:
@@ -369,6 +371,28 @@ class TableWriter:
         """Give back the rows of all clients of a process that is dead."""
         for client in self._clients.get((pid, start_ticks), set()).copy():
             self.forget(client)
+
+    # --- Pins
+
+    def pin(self, key: object) -> None:
+        """Use no line again that a block has now, until `unpin`, or until there is no other."""
+        self._pins.add(key)
+
+    def unpin(self, key: object) -> bool:
+        """Let go of a pin; say whether it held until now. One that is not there did not."""
+        held = key in self._pins
+        self._pins.discard(key)
+        if not self._pins:
+            self._give_back_deferred()
+        return held
+
+    def _give_back_deferred(self) -> bool:
+        """Give back what pins have kept, all of which end with that; say if there was anything."""
+        deferred, self._deferred = self._deferred, []
+        self._pins.clear()
+        for line, count in deferred:
+            self._arena.release(line, count)
+        return bool(deferred)
 
     def move_to(self, words: Words) -> None:
         """Go on in another place, which has the same bytes."""
@@ -471,11 +495,19 @@ class TableWriter:
             return self._arena.allocate(count, spare=self._spare, align=align)
         except StoreFullError:
             settled = list(self._settled(now_ns))
-            if not settled:
+            if not self._give_back_deferred() and not settled:  # a write counts more than a picture
                 raise
         for client in settled:
             self.forget(client)
         return self._arena.allocate(count, spare=self._spare, align=align)
+
+    def _line_of_delete(self) -> int:
+        """Take the line that a delete needs, of those that creates and updates always leave."""
+        try:
+            return self._arena.allocate(1)
+        except StoreFullError:  # pins have kept what the deletes before gave back
+            self._give_back_deferred()
+            return self._arena.allocate(1)
 
     def _line_and_row(self, length_bytes: int, note: Note | None, now_ns: int) -> tuple[int, int]:
         """Take lines for a record, then choose the client's row: making room may free any row."""
@@ -608,7 +640,11 @@ class TableWriter:
 
     def _release(self, line: int) -> None:
         length = self._view[line * at.LINE_WORDS + 1] & at.SLOT_MASK
-        self._arena.release(line, -(-length // at.LINE_BYTES))
+        count = -(-length // at.LINE_BYTES)
+        if self._pins:
+            self._deferred.append((line, count))
+        else:
+            self._arena.release(line, count)
 
     def _grow_index(self, now_ns: int = 0, count: int = 1) -> None:
         """Build a larger region, or one without tombstones, and publish it by its header word."""

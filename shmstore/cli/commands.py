@@ -135,6 +135,29 @@ def stop(name: str) -> None:
 
 
 @cli.command()
+@click.argument("name")
+@click.pass_context
+def check(context: click.Context, name: str) -> None:
+    """Verify the table of the store NAME: a line for each thing that is wrong, and exit code 1.
+
+    A live table is verified as it was at one instant, and nobody has to wait for it. So is one
+    whose manager is dead; what the kill left half done, the next start mends.
+    """
+    from shmstore.store import verifying  # the checker, which nothing else here needs
+
+    with _mistakes_as_messages():
+        found = verifying.verify(store_paths(name))
+    screen = Screen()
+    what = "is live" if found.is_live else "has no manager"
+    for violation in found.violations:
+        screen.say(f"{violation.where}: {violation.what}", style="red")
+    if found.violations:
+        screen.say(f"store {name!r} {what}, and {len(found.violations)} things are wrong")
+        context.exit(1)
+    screen.say(f"store {name!r} {what}, and sound: {found.sessions_count} sessions")
+
+
+@cli.command()
 @click.option("--gunicorn", "under_gunicorn", is_flag=True, help="With gunicorn, over HTTP.")
 @click.option(
     "--workers", type=click.IntRange(2, 16), default=3, show_default=True, help="How many."

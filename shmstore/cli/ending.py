@@ -20,21 +20,24 @@ _EXIT_TIMEOUT_S: Final = 5.0
 
 
 def end_store(store: SessionStore) -> None:
-    """End a store and wait until its manager has left, so that the next one finds the lock free.
+    """End a store and wait until manager and supervisor have left: the next find the locks free.
 
     Raises:
         StoreNotRunningError: It does not run.
         ManagerTimeoutError: The manager does not answer.
 
     """
-    pidfd = _pidfd_of(store.stats().manager_pid)  # before the stop: afterwards the pid is free
-    try:
+    stats = store.stats()
+    with contextlib.ExitStack() as stack:
+        pidfds = []
+        for pid in (stats.manager_pid, stats.supervisor_pid):  # before: afterwards they are free
+            pidfd = None if pid is None else _pidfd_of(pid)
+            if pidfd is not None:
+                stack.callback(os.close, pidfd)
+                pidfds.append(pidfd)
         store.stop()
-        if pidfd is not None:
+        for pidfd in pidfds:
             process.has_exited(pidfd, _EXIT_TIMEOUT_S)
-    finally:
-        if pidfd is not None:
-            os.close(pidfd)
 
 
 def end_foreign(paths: StorePaths) -> None:

@@ -26,6 +26,8 @@ from shmstore._table.writer import end_table
 from shmstore.errors import OwnerNotAliveError
 from shmstore.model import Owner
 from shmstore.operations import Context, StaleOwnerError
+from shmstore.server.pins import Pins
+from shmstore.wire import messages
 from shmstore.wire.messages import Create, Delete, Put, Update
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from shmstore.operations import Answer, Operation
     from shmstore.server.table_file import TableFile
     from shmstore.watcher import OwnerWatcher
+    from shmstore.wire.messages import Request
 
 _log = logging.getLogger("shmstore.server")
 
@@ -49,6 +52,7 @@ class Host:
 
     Attributes:
         options: The store's.
+        pins: Its clients' pins.
 
     """
 
@@ -58,6 +62,7 @@ class Host:
         self._table = file.writer
         self.options = header.options_of(file.words.view)
         self._warned = False
+        self.pins = Pins(file.paths, file)
 
     @property
     def base(self) -> int:
@@ -121,6 +126,19 @@ class Host:
         if slots:
             _log.info("process %d exited; its %d sessions are gone", owner.pid, len(slots))
 
+    def pin(self, asked: Request, client: ClientId) -> messages.Pinned:
+        """Pin the table for a client.
+
+        Raises:
+            StoreFullError: There is no room for its copy.
+
+        """
+        return messages.Pinned(asked.number, self.base, str(self.pins.pin(client)), self.epoch)
+
+    def unpin(self, asked: Request, client: ClientId) -> messages.Unpinned:
+        """Let go of a client's pin."""
+        return messages.Unpinned(asked.number, self.base, self.pins.unpin(client), self.epoch)
+
     def forget(self, client: ClientId) -> None:
         """Forget the last outcome of a client that will not ask for it."""
         self._table.forget(client)
@@ -148,9 +166,11 @@ class Host:
         words = self.file.words
         words.store(at.H_HEARTBEAT_NS, clock.boot_ns())
         words.store(at.H_OWNERS_POLLED, self.watcher.polled_count)
+        self.pins.expire()
 
     def end(self, state: int) -> None:
         """End the table; its files go, and readers are told why."""
+        self.pins.close()
         end_table(self.file.words, self.file.layout, state)
         self.file.unlink()
         try:

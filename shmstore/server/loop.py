@@ -15,7 +15,7 @@ import logging
 import os
 import select
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from shmstore import config
 from shmstore._os import process
@@ -27,17 +27,19 @@ from shmstore.server.events import Events
 from shmstore.server.upkeep import Upkeep
 from shmstore.wire import messages
 from shmstore.wire.frames import body_max
-from shmstore.wire.messages import Goodbye, Hello, Stop, Welcome
+from shmstore.wire.messages import Goodbye, Hello, Pin, Stop, Unpin, Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shmstore._table.record import ClientId
     from shmstore.model import Owner
-    from shmstore.operations import Operation
     from shmstore.server.host import Host
     from shmstore.server.listener import Listener
     from shmstore.server.succession import Succession
+    from shmstore.wire.messages import Request
+
+    _Own: TypeAlias = dict[type, Callable[[Request, ClientId], messages.Answered]]
 
 _log = logging.getLogger("shmstore.server")
 
@@ -83,6 +85,7 @@ class ManagerLoop:
         self._events.add(bell, self._answer_bell)
         if linked is not None:
             self._events.add(linked, self._linked_exited)
+        self._own: _Own = {Stop: self._stop, Pin: host.pin, Unpin: host.unpin}
         self._upkeep = Upkeep(host.file, listener, succession, self._events, self._accept)
         self._upkeep.listen()
 
@@ -178,12 +181,12 @@ class ManagerLoop:
                 self._answered = None
         connection.send(messages.encode(answer))
 
-    def _do(self, asked: Operation | Stop, client: ClientId, caller: Owner) -> messages.Answered:
-        if type(asked) is Stop:
-            self.end(at.STATE_STOPPED)
-            return messages.Gone(asked.number, self._host.base, existed=True)
+    def _do(self, asked: Request, client: ClientId, caller: Owner) -> messages.Answered:
+        own = self._own.get(type(asked))
         try:
-            return self._host.apply(asked, client, caller)
+            if own is not None:
+                return own(asked, client)
+            return self._host.apply(asked, client, caller)  # type: ignore[arg-type]  # all others
         except (ShmStoreError, ValueError, TypeError) as error:
             if self._host.is_half_done:
                 raise
@@ -193,10 +196,12 @@ class ManagerLoop:
                 raise
             # Not the request itself: its repr may be what fails.
             _log.exception("%s of %s failed, and changed nothing", type(asked).__name__, client)
-            msg = (
-                f"the manager failed at the request, and did nothing: {error!r}; its log says more"
-            )
+            msg = f"the manager failed at it, and did nothing: {error!r}; its log says more"
             return messages.failure(asked.number, self._host.base, ProtocolError(msg))
+
+    def _stop(self, asked: Request, _client: ClientId) -> messages.Answered:
+        self.end(at.STATE_STOPPED)
+        return messages.Gone(asked.number, self._host.base, existed=True)
 
     def _welcome(self, connection: Connection, hello: Hello) -> messages.Answered:
         """Admit a client, if it is who it says and speaks as we do."""
@@ -254,6 +259,7 @@ class ManagerLoop:
             return
         if connection.client is not None and self._clients.get(connection.client) is connection:
             del self._clients[connection.client]
+            self._host.pins.unpin(connection.client)
         self._epoll.unregister(descriptor)
         connection.socket.close()
         if connection.peer.pidfd is not None:

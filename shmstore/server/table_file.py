@@ -53,6 +53,7 @@ class TableFile:
     """A store's table as its manager has it: file, words, writer, and the lock over them.
 
     Attributes:
+        paths: The store's files.
         lock: The manager's.
         writer: The table's writer.
         notices: What was lost with the table before it, for whoever started the manager.
@@ -86,7 +87,7 @@ class TableFile:
         """
         self.lock = lock
         self.notices: list[str] = []
-        self._paths = paths
+        self.paths = paths
         self._supervisor_pid = supervisor_pid
         self._floor = lock.version_floor
         found = self._find()
@@ -109,7 +110,7 @@ class TableFile:
         """Return the table of this boot that has the name, if there is one."""
         with contextlib.ExitStack() as unless_found:
             try:
-                descriptor = os.open(self._paths.table, _EXISTING)
+                descriptor = os.open(self.paths.table, _EXISTING)
             except FileNotFoundError:
                 return None
             unless_found.callback(os.close, descriptor)
@@ -120,7 +121,7 @@ class TableFile:
 
     def _map(self, descriptor: int) -> Mapped | None:
         try:
-            found = mapped.existing(descriptor, self._paths.table)
+            found = mapped.existing(descriptor, self.paths.table)
         except TableFormatError as error:
             if error.expected == at.FORMAT:
                 raise
@@ -148,7 +149,7 @@ class TableFile:
             self._give_up(found, f"its state is {words.load(at.H_STATE)}")
             return False
         dead = words.load(at.H_MANAGER_PID)
-        quarantine = Quarantine(self._paths.directory / f"{self._paths.name}.quarantine")
+        quarantine = Quarantine(self.paths.directory / f"{self.paths.name}.quarantine")
         words.store(at.H_EPOCH, words.load(at.H_EPOCH) + 1)
         try:
             derived = recovery.recover(
@@ -162,7 +163,7 @@ class TableFile:
             return False
         _log.info("adopted the table of pid %d, with %d sessions", dead, len(derived.codes))
         if quarantine.count:
-            where = f"of {self._paths.table} were set aside in {quarantine.path}"
+            where = f"of {self.paths.table} were set aside in {quarantine.path}"
             self._say(f"{quarantine.count} damaged records {where}, and their sessions deleted")
         self._use(found, derived)
         return True
@@ -175,13 +176,13 @@ class TableFile:
 
     def _set_aside(self, descriptor: int, reason: str) -> None:
         """Keep what cannot be a table for whoever wants to look into it; the last one of these."""
-        aside = self._paths.directory / f"{self._paths.name}.table.damaged"
+        aside = self.paths.directory / f"{self.paths.name}.table.damaged"
         try:
             memory.copy_file(descriptor, aside)
         except OSError as error:
             _log.warning("no copy of the damaged table could be kept: %s", error)
         self._say(
-            f"{self._paths.table} cannot be read ({reason}): it was moved aside, to {aside}, its "
+            f"{self.paths.table} cannot be read ({reason}): it was moved aside, to {aside}, its "
             "sessions are lost, and the store begins empty"
         )
 
@@ -198,12 +199,12 @@ class TableFile:
     @contextlib.contextmanager
     def _new_file(self) -> Iterator[int]:
         """Have a new file, which gets the table's name at the end of the block."""
-        building = self._paths.directory / f"{self._paths.name}.table.new"
+        building = self.paths.directory / f"{self.paths.name}.table.new"
         building.unlink(missing_ok=True)
         descriptor = os.open(building, mapped.NEW_FILE, 0o600)
         try:
             yield descriptor
-            building.rename(self._paths.table)
+            building.rename(self.paths.table)
         except BaseException:
             building.unlink(missing_ok=True)
             os.close(descriptor)
@@ -242,7 +243,7 @@ class TableFile:
 
     @property
     def _is_in_place(self) -> bool:
-        return names(self._paths.table, self._mapped.descriptor)
+        return names(self.paths.table, self._mapped.descriptor)
 
     def keep(self) -> bool:
         """Make anew what was removed of directory, lock and table.
@@ -254,9 +255,9 @@ class TableFile:
             OSError: There is no room for it. The table is served as it is.
 
         """
-        os_paths.make_directory(self._paths.directory)
+        os_paths.make_directory(self.paths.directory)
         if not self.lock.is_in_place:
-            lock = ManagerLock.acquire(self._paths.lock)
+            lock = ManagerLock.acquire(self.paths.lock)
             if lock is None:
                 _log.warning("the store's lock was removed, and another manager has the new one")
                 return False
@@ -287,7 +288,7 @@ class TableFile:
     def unlink(self) -> None:
         """Take the file away, if it has its name still; who has it mapped keeps it."""
         if self._is_in_place:
-            self._paths.table.unlink(missing_ok=True)
+            self.paths.table.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the file, and give the lock up; the map goes with its last view."""

@@ -103,7 +103,17 @@ class Goodbye(msgspec.Struct, tag=7, array_like=True, frozen=True):
     """The client will ask for no outcome any more."""
 
 
-Asked = Hello | Create | Update | Replace | Put | Delete | Stop | Goodbye
+@final
+class Pin(Request, tag=8):
+    """Keep what stands in the table now as it is, until Unpin, for PIN_MAX_S at most."""
+
+
+@final
+class Unpin(Request, tag=9):
+    """The picture has been copied. Was everything kept until now?"""
+
+
+Asked = Hello | Create | Update | Replace | Put | Delete | Stop | Goodbye | Pin | Unpin
 
 # --- What a manager answers
 
@@ -155,8 +165,32 @@ class Failed(msgspec.Struct, tag=3, array_like=True, frozen=True):
     session: bytes = b""  # the present one, encoded as in the table; empty: none
 
 
-Answered = Welcome | Done | Gone | Failed
-Heard = Welcome | DoneHere | Gone | Failed
+class Pinned(msgspec.Struct, tag=4, array_like=True, frozen=True):
+    """The table is pinned, and everything but its blocks copied aside.
+
+    Attributes:
+        path: The file with the copy: all at the offsets of the table. The client takes it away.
+        epoch: The manager that pinned it.
+
+    """
+
+    number: int
+    base: int
+    path: str
+    epoch: int
+
+
+class Unpinned(msgspec.Struct, tag=5, array_like=True, frozen=True):
+    """Whether the pin held until now, and for which manager."""
+
+    number: int
+    base: int
+    held: bool
+    epoch: int
+
+
+Answered = Welcome | Done | Gone | Failed | Pinned | Unpinned
+Heard = Welcome | DoneHere | Gone | Failed | Pinned | Unpinned
 
 _Sent: TypeAlias = Request | Asked | Answered | Session
 encode: Final[Callable[[_Sent], bytes]] = msgspec.msgpack.Encoder().encode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 
 import shmstore
 from shmstore._os.paths import store_paths
+from shmstore._table import layout as at
 from shmstore.cli import serving
 from shmstore.cli.commands import age_text, cli
 from shmstore.cli.ending import end_foreign
@@ -22,7 +24,6 @@ from tests.processes import is_gone, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from click.testing import Result
 
@@ -262,3 +263,23 @@ def test_a_name_or_an_environment_that_is_wrong_is_a_message(
 def test_an_age_is_told_in_two_units(age_s: float, text: str) -> None:
     """Ages are short; one from the future is none."""
     assert age_text(age_s) == text
+
+
+def test_check(served: Program) -> None:
+    """A sound table is said to be so; what is wrong is a line each, and exit code 1."""
+    with shmstore.open("s", start=False) as store:
+        store.create(code="A")
+        table = Path(store.stats().table_path)
+        assert invoke("check", "s").output == "store 's' is live, and sound: 1 sessions\n"
+        os.kill(served.pid, signal.SIGKILL)
+        until(lambda: is_gone(served.pid))
+        assert invoke("check", "s").output == "store 's' has no manager, and sound: 1 sessions\n"
+        with table.open("r+b") as file:
+            file.seek(at.H_COUNT * at.WORD_BYTES)
+            file.write(bytes(at.WORD_BYTES))
+    done = invoke("check", "s")
+    assert done.exit_code == 1
+    assert "count: says 0, and there are 1 sessions" in done.output
+    assert "1 things are wrong" in done.output
+    table.unlink()
+    assert "nothing to verify" in failed(invoke("check", "s"))
