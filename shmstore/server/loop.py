@@ -55,9 +55,8 @@ class ManagerLoop:
         listener: Where clients connect.
         bell: An eventfd that the watcher rings.
         linked: A pidfd: when its process exits, the store ends. Or None.
-        succession: What starts another supervisor when there is none. None: there never is one.
-        answered: Called once, after the first request was answered.
-
+        succession: What starts another supervisor. None: there never is one.
+        answered: Called once, when the first request was done.
     """
 
     def __init__(
@@ -214,8 +213,8 @@ class ManagerLoop:
         if refusal is not None:
             return messages.failure(0, host.base, refusal)
         older = self._clients.get(client)
-        if older is not None:
-            self._drop(older)  # what it had not answered yet must not be done after a retry
+        if older is not None:  # what it had not answered must not be done after a retry
+            self._drop(older)
         connection.owner, connection.client = owner, client
         self._clients[client] = connection
         return Welcome(
