@@ -785,7 +785,9 @@ class _Run:
             return
         self._images.add(image)
         self._tally.points += 1
-        steps, essence = self._recover(image)
+        history = self._history.fork()
+        steps, seen = self._recover(image, history, self._before)
+        essence = self._essence_of(image)
         if self._cut and essence in self._recovered:
             return
         self._recovered.add(essence)
@@ -794,15 +796,21 @@ class _Run:
             if point:  # before its first store recovery has done nothing
                 self.where = f"{where}; recovery crashed after {point} of {len(steps)} stores"
                 self._tally.nested += 1
-                self._recover(nested)
+                _, seen = self._recover(nested, history, seen)
 
-    def _recover(self, image: bytes) -> tuple[list[Step], bytes]:
-        """Look at an image and recover it; return what that stored and what it was about."""
+    def _essence_of(self, image: bytes) -> bytes:
+        self._world.restore(image)
+        return self._world.essence()
+
+    def _recover(
+        self, image: bytes, history: History, before: Listing
+    ) -> tuple[list[Step], Listing]:
+        """Look at an image and recover it; return what that stored, and what was seen before."""
         world = self._world
         world.restore(image)
-        world.history, world.cache = self._history.fork(), self._cache
-        essence = world.essence()
-        crashed = self._look()
+        world.history, world.cache = history, self._cache
+        crashed = self._look(before)
+        world.history = history.fork()
         counts = {len(self._before), len(crashed), len(self._after)}
         need(min(counts) <= world.count() <= max(counts), "count says what never was")
         world.words.steps.clear()
@@ -811,19 +819,20 @@ class _Run:
         end = world.essence()
         known = self._settled.get(end) if self._cut else None
         if known is None:
-            recovered = self._settled[end] = self._look()
+            recovered = self._settled[end] = self._look(crashed)
         else:
             recovered = known
             world.history.look(world.words)
         need(self._act.allows(crashed, self._after, recovered), "recovery undid what was seen")
         if known is None:
             self._settle(Manager(world, derived), recovered)
-        return steps, essence
+        return steps, crashed
 
-    def _look(self) -> Listing:
+    def _look(self, before: Listing) -> Listing:
+        """Return what readers see, if it may follow what they saw before."""
         listing = self._world.listing()
-        allowed = self._act.allows(self._before, self._after, listing)
-        need(allowed, f"a reader sees {listing}, neither {self._before} nor {self._after}")
+        allowed = self._act.allows(before, self._after, listing)
+        need(allowed, f"readers see {listing} after {before} on the way to {self._after}")
         return listing
 
     def _settle(self, manager: Manager, listing: Listing) -> None:
