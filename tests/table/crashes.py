@@ -140,12 +140,19 @@ class Setting(NamedTuple):
 
 
 class Kit(NamedTuple):
-    """What is tried: the real writer and recovery, or a seeded fault in their place."""
+    """What is tried: the real writer and recovery, or a seeded fault in their place.
+
+    Attributes:
+        cut: Whether images that go on equally go on once.
+        strict: Whether a word that loses its LSN refutes at once, or only what comes of it.
+
+    """
 
     writer: type[TableWriter] = TableWriter
     recover: Callable[..., Derived] = recover
     distort: Distort | None = None
     cut: bool = True
+    strict: bool = True
 
 
 REAL: Final = Kit()
@@ -162,9 +169,10 @@ class Tally(msgspec.Struct):
 class History:
     """What anybody may have seen of one table so far."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, *, strict: bool = True) -> None:
         """Nobody has seen anything."""
         self._layout = layout
+        self._strict = strict
         self._words: dict[int, int] = {}  # index -> its last word that carries an LSN
         self._blocks: dict[int, bytes] = {}  # word -> the block that it names
         self._versions: dict[int, Session] = {}
@@ -172,7 +180,7 @@ class History:
 
     def fork(self) -> History:
         """Return what can be gone on with apart from this."""
-        other = History(self._layout)
+        other = History(self._layout, strict=self._strict)
         other._words = self._words.copy()
         other._blocks = self._blocks.copy()
         other._versions = self._versions.copy()
@@ -191,14 +199,15 @@ class History:
         rows = range(layout.rows_index, layout.rows_index + layout.rows_max)
         for where in (at.H_REGION, *rows, *range(layout.ctl_index, layout.ctl_index + used)):
             word, last = view[where], self._words.get(where, 0)
-            if word != last:
+            if word != last and self._strict:
                 may_keep = where in rows or ended
                 self._moved(where, word, last, may_keep=may_keep)
             if where != at.H_REGION and word & at.LINE_MASK:
                 self._named(words, word)
         highest = header.version_reached(view, layout) - view[at.H_BASE]
-        need(highest >= self._highest, f"the highest LSN went from {self._highest} to {highest}")
-        self._highest = highest
+        if self._strict:
+            need(highest >= self._highest, f"the highest LSN {self._highest} became {highest}")
+        self._highest = max(highest, self._highest)
 
     def _moved(self, where: int, word: int, last: int, *, may_keep: bool) -> None:
         """A word gets a higher LSN, or is given back with the one that it has."""
@@ -240,7 +249,7 @@ class World:
         self.layout = Layout(40 << 10, 2, 3)
         self.memory = mmap.mmap(-1, self.layout.map_size_bytes)
         self.words = Recorder(self.memory, self.layout, backwards=False)
-        self.history = History(self.layout)
+        self.history = History(self.layout, strict=kit.strict)
         self.cache: Cache = {}
         self.now_ns = 1000  # when its managers begin
         self.lost: frozenset[str] = frozenset()  # codes whose record was damaged on purpose

@@ -416,6 +416,12 @@ MUTANTS: Final = [
     Mutant("region before words", Kit(distort=earlier("region", "block")), BOTH, "disagree"),
     Mutant("free ctl zero", Kit(distort=altered("ctl", zero_for_free)), REAPED, "became 0x0"),
     Mutant(
+        "free ctl zero, by what comes of it",
+        Kit(distort=altered("ctl", zero_for_free), strict=False),
+        REAPED,
+        "undid what was seen",
+    ),
+    Mutant(
         "freed row zero",
         Kit(distort=altered("row", zero_for_free)),
         (*MADE, Forget(1)),
