@@ -66,6 +66,7 @@ from tests.table.tables import ALICE, BASE, BOB, SALT
 
 if TYPE_CHECKING:
     from shmstore._table.reader import Cache
+    from shmstore._table.words import Words
     from shmstore.operations import Operation
 
 NOON: Final = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -1067,14 +1068,25 @@ def _explore_damaged(world: World, prefix: tuple[Act, ...], code: int | None, ta
 # --- Endings
 
 
-def explore_ending(setting: Setting, prefix: tuple[Act, ...], state: int, tally: Tally) -> None:
-    """Crash an ending before each of its stores: READY it is adopted, else it is finished."""
+End: TypeAlias = Callable[["Words", Layout, int], None]
+"""Ends a table."""
+
+
+def explore_ending(
+    setting: Setting, prefix: tuple[Act, ...], state: int, tally: Tally, end: End = end_table
+) -> None:
+    """Crash an ending before each of its stores: READY it is adopted, else it is finished.
+
+    Raises:
+        UntrueError: Somebody is told what is not so, or something is lost.
+
+    """
     world = World(setting)
     manager = world.manager()
     for act in prefix:
         manager = act.play(manager)
     image, before = world.image(), world.listing()
-    steps, _ = world.recorded(lambda: end_table(world.words, world.layout, state))
+    steps, _ = world.recorded(lambda: end(world.words, world.layout, state))
     history, cache = world.history, world.cache
     for crashed in images(image, steps):
         tally.points += 1
@@ -1099,6 +1111,7 @@ def _finish(
     need(reached >= max((s.version for s in before.values()), default=0), "a version is forgotten")
     if state == at.STATE_READY:
         need(world.listing() == before, "an ending that was not begun took something")
+        need(world.count() == len(before), "an ending that was not begun is counted")
         world.adopt()
         need(world.listing() == before, "an ending that was not begun took something")
         return
