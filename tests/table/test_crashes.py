@@ -6,6 +6,7 @@ unnoticed.
 
 from __future__ import annotations
 
+import random
 from itertools import product
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -74,6 +75,8 @@ ACTS: Final[list[Act]] = [
     Restart(),
     Grow(),
 ]
+
+KINDS: Final = (Create, Update, Swap, Replace, Put, Delete)
 
 ONE: Final = (Create(1),)
 TWO: Final = (Create(1, unowned=True), Create(2, 1))
@@ -150,6 +153,26 @@ def test_nor_does_one_in_longer_sequences(floor: Floor, setting: Setting) -> Non
     tally = Tally()
     tree(setting, ROOTS[floor.root], 3, tally)
     assert tally.points >= 10 * floor.points, tally
+
+
+MANY: Final[list[Act]] = [
+    *(kind(who, code) for kind in KINDS for who in (1, 2) for code in (0, 1, 2)),
+    Create(2, 2, unowned=True),
+    *(ACTS[ACTS.index(Reap(ALICE)) :] * 2),
+]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("floor", FLOORS[::3], ids=str)
+def test_nor_does_one_after_a_long_history(floor: Floor, setting: Setting, seed: int) -> None:
+    """The same at the end of a dozen acts."""
+    chance = random.Random(f"{floor}{seed}")  # noqa: S311  # a history, no secret
+    tally = Tally()
+    for _ in range(500):
+        explore(setting, tuple(chance.choices(MANY, k=chance.randint(4, 14))), REAL, tally)
+    assert tally.points >= 9_000, tally
 
 
 @pytest.mark.parametrize("floor", FLOORS[::3], ids=str)
