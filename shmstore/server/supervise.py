@@ -241,8 +241,12 @@ class Supervising:
 
         def ready(notices: list[str]) -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _ORDERS)
-            os.write(mouth, _READY)
+            _say(mouth, _READY)
             self._tell(wire.Launched(os.getpid(), tuple(notices)))
+
+        def answered() -> None:
+            _say(mouth, _ANSWERED)
+            os.close(mouth)
 
         try:
             run.serve(
@@ -251,7 +255,7 @@ class Supervising:
                 supervisor=parent,
                 resume=self._told,
                 ready=ready,
-                answered=lambda: _say(mouth, _ANSWERED),
+                answered=answered,
             )
         except StoreAlreadyRunningError:
             self._tell(wire.NotLaunched(running=True))
@@ -395,10 +399,9 @@ class Supervising:
 
 
 def _say(mouth: int, word: bytes) -> None:
-    """Say how far this manager has come; nobody need hear it."""
+    """Say how far this manager has come; its supervisor may have gone, and need not hear it."""
     with contextlib.suppress(BrokenPipeError):
         os.write(mouth, word)
-    os.close(mouth)
 
 
 def _answer_one(listening: socket.socket, answer: bytes) -> None:
