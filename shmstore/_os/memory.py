@@ -60,7 +60,7 @@ def copy_file(descriptor: int, path: Path) -> None:
     copy = os.open(building, flags, 0o600)
     try:
         os.ftruncate(copy, os.fstat(descriptor).st_size)
-        for begin, end in _parts_with_data(descriptor):
+        for begin, end in parts_with_data(descriptor):
             offset = begin
             while offset < end:
                 part = os.pread(descriptor, min(end - offset, _COPY_BYTES), offset)
@@ -73,7 +73,8 @@ def copy_file(descriptor: int, path: Path) -> None:
         os.close(copy)
 
 
-def _parts_with_data(descriptor: int) -> Iterator[tuple[int, int]]:
+def parts_with_data(descriptor: int) -> Iterator[tuple[int, int]]:
+    """Yield (begin, end) of each part of a sparse file that is no hole."""
     end = 0
     while True:
         try:

@@ -49,11 +49,12 @@ _VERSION_MAX_AHEAD_US: Final = 10 * 365 * 24 * 3600 * 10**6
 
 
 class _Mapped(NamedTuple):
-    """A table's file, open and mapped."""
+    """A table's file, open and mapped; `is_whole`: its header can be believed."""
 
     descriptor: int
     layout: Layout
     words: Words
+    is_whole: bool = True
 
 
 class TableFile:
@@ -100,18 +101,17 @@ class TableFile:
         self._floor = 0
         self._raise_floor(lock.version_floor)
         found = self._find()
-        if found is not None and self._ended(found):
+        if found is not None and found.is_whole and self._ended(found):
             os.close(found.descriptor)
             found = None
             if resume:
                 paths.table.unlink(missing_ok=True)
                 msg = f"store {paths.name!r} was ended, and its manager died over it"
                 raise StoreNotRunningError(msg, name=paths.name)
-        if found is None or not self._adopt(found):
+        if found is None or not found.is_whole or not self._adopt(found):
             self._make(options)
             if found is not None:  # only now: its readers find the new one at once
-                end_table(found.words, found.layout, at.STATE_MOVED)
-                os.close(found.descriptor)
+                self._end_damaged(found)
 
     # --- What stands there
 
@@ -141,12 +141,30 @@ class TableFile:
             if error.expected == at.FORMAT:
                 raise
             self._set_aside(descriptor, str(error))
-            return None
+            return self._map_damaged(descriptor, size)
         self._raise_floor(header.version_reached(words.view, layout))
         if header.boot_id_of(words.view) != process.boot_id():
             _log.info("discarded the table of an earlier boot")
             return None
         return _Mapped(descriptor, layout, words)
+
+    def _map_damaged(self, descriptor: int, size: int) -> _Mapped | None:
+        """Map what cannot be a table as what it was for those who have it mapped, if it was one."""
+        if size < config.MAP_SIZE_BYTES_MIN or size % at.PAGE_BYTES:
+            return None
+        words = Words(memory.map_shared(descriptor, size, writable=True), memory.fence())
+        return _Mapped(descriptor, Layout.of_size(size, config.ROWS_COUNT), words, is_whole=False)
+
+    def _end_damaged(self, found: _Mapped) -> None:
+        """Tell its readers to go, whatever its header says: every control word that has a page."""
+        end_table(found.words, found.layout, at.STATE_MOVED)
+        first, last = found.layout.ctl_offset, found.layout.touch_offset
+        for begin, end in memory.parts_with_data(found.descriptor):
+            for where in range(max(begin, first) // at.WORD_BYTES, min(end, last) // at.WORD_BYTES):
+                word = found.words.load(where)
+                if word & at.LINE_MASK:
+                    found.words.store(where, word & ~at.LINE_MASK)
+        os.close(found.descriptor)
 
     def _raise_floor(self, version: int) -> None:
         """Let no new table begin below a version that was reached, unless that is damage too."""
@@ -247,7 +265,7 @@ class TableFile:
 
     def _use(self, mapped: _Mapped, derived: Derived | None) -> None:
         """Be the manager of a table from here on."""
-        self._descriptor, self.layout, self.words = mapped
+        self._descriptor, self.layout, self.words, _ = mapped
         self.writer = TableWriter(self.words, self.layout, self._reserve, derived)
         now = clock.boot_ns()
         for where, word in (
@@ -312,7 +330,7 @@ class TableFile:
             os.close(descriptor)
             raise
         old, old_descriptor = self.words, self._descriptor
-        self._descriptor, _, self.words = mapped
+        self._descriptor, self.words = mapped.descriptor, mapped.words
         self.writer.move_to(self.words)
         end_table(old, self.layout, at.STATE_MOVED)
         os.close(old_descriptor)
