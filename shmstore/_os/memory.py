@@ -60,7 +60,7 @@ def copy_file(descriptor: int, path: Path) -> None:
     copy = os.open(building, flags, 0o600)
     try:
         os.ftruncate(copy, os.fstat(descriptor).st_size)
-        for begin, end in _parts_with_data(descriptor):
+        for begin, end in parts_with_data(descriptor):
             offset = begin
             while offset < end:
                 part = os.pread(descriptor, min(end - offset, _COPY_BYTES), offset)
@@ -77,7 +77,7 @@ def read_sparse(descriptor: int) -> mmap.mmap:
     """Return private memory with what a file has, without reading its holes."""
     size = os.fstat(descriptor).st_size
     copy = mmap.mmap(-1, size)
-    for begin, end in _parts_with_data(descriptor):
+    for begin, end in parts_with_data(descriptor):
         offset = begin
         while offset < min(end, size):
             part = os.pread(descriptor, min(end - offset, _COPY_BYTES), offset)
@@ -86,7 +86,8 @@ def read_sparse(descriptor: int) -> mmap.mmap:
     return copy
 
 
-def _parts_with_data(descriptor: int) -> Iterator[tuple[int, int]]:
+def parts_with_data(descriptor: int) -> Iterator[tuple[int, int]]:
+    """Yield (begin, end) of each part of a sparse file that is no hole."""
     end = 0
     while True:
         try:

@@ -42,6 +42,8 @@ def interpreter() -> str:
 def start_module(module: str, argument: str, *, deadline_s: float) -> bytes | None:
     """Run `python -m module argument` detached; return the first line that it says.
 
+    One that is killed before it has said anything says nothing of the next one, so that is tried.
+
     Args:
         module: The module to run. It must call `detach`.
         argument: Its only argument.
@@ -52,6 +54,15 @@ def start_module(module: str, argument: str, *, deadline_s: float) -> bytes | No
         passed first.
 
     """
+    for _ in range(config.FRUITLESS_MAX):
+        said, code = _start_once(module, argument, deadline_s)
+        if said != b"" or code > 0:  # what leaves by itself would do so again
+            break
+    return said
+
+
+def _start_once(module: str, argument: str, deadline_s: float) -> tuple[bytes | None, int]:
+    """Run it once; return what it says, and how it left or what it detached from did."""
     process = run_module(module, argument)
     assert process.stdout is not None
     said = None
@@ -62,7 +73,7 @@ def start_module(module: str, argument: str, *, deadline_s: float) -> bytes | No
         if said is None:
             process.kill()  # it has not detached, or it is stuck: what detached ends by itself
         process.wait()
-    return said
+    return said, process.returncode
 
 
 def run_module(module: str, argument: str, pass_fds: tuple[int, ...] = ()) -> Popen[bytes]:

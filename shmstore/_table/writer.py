@@ -652,6 +652,7 @@ class TableWriter:
         old = self._region
         new = Region(Region.encode(self.lsn + 1, log2, 0))
         line = self._allocate(new.lines_count, now_ns, align=at.PAGE_LINES)
+        self.mutating = True
         self.lsn += 1
         new = Region(Region.encode(self.lsn, log2, line))
         self._words.fence()
@@ -661,6 +662,7 @@ class TableWriter:
         self._region = new
         self._index_used = len(self.codes)
         self._arena.release(old.line, old.lines_count)
+        self.mutating = False
 
     def _first_use(self) -> int:
         """Move the high-water mark over the next slot and return it; its pages are reserved."""

@@ -22,11 +22,15 @@ NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOL
 
 
 class Mapped(NamedTuple):
-    """A table's file, its geometry and its words; the map goes with the last view of them."""
+    """A table's file, its geometry and its words; the map goes with the last view of them.
+
+    `is_whole`: its header can be believed.
+    """
 
     descriptor: int
     layout: Layout
     words: Words
+    is_whole: bool = True
 
     @property
     def version_reached(self) -> int:

@@ -146,7 +146,7 @@ class Supervising:
 
         def ready(notices: list[str]) -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _ORDERS)
-            os.write(mouth, READY)
+            _say(mouth, READY)
             self._tell(wire.Launched(os.getpid(), tuple(notices)))
 
         try:
@@ -294,7 +294,6 @@ class Supervising:
 
 
 def _say(mouth: int, word: bytes) -> None:
-    """Say how far this manager has come; nobody need hear it."""
+    """Say how far this manager has come; its supervisor may have gone, and need not hear it."""
     with contextlib.suppress(BrokenPipeError):
         os.write(mouth, word)
-    os.close(mouth)

@@ -28,7 +28,7 @@ from shmstore._table import header, recovery
 from shmstore._table import layout as at
 from shmstore._table.writer import TableWriter, end_table
 from shmstore.errors import StoreNotRunningError, TableCorruptError, TableFormatError
-from shmstore.server import mapped
+from shmstore.server import damaged, mapped
 from shmstore.server.quarantine import Quarantine
 
 if TYPE_CHECKING:
@@ -91,17 +91,17 @@ class TableFile:
         self._supervisor_pid = supervisor_pid
         self._floor = lock.version_floor
         found = self._find()
-        if found is not None and self._ended(found):
+        if found is not None and found.is_whole and self._ended(found):
             os.close(found.descriptor)
             found = None
             if resume:
                 paths.table.unlink(missing_ok=True)
                 msg = f"store {paths.name!r} was ended, and its manager died over it"
                 raise StoreNotRunningError(msg, name=paths.name)
-        if found is None or not self._adopt(found):
+        if found is None or not found.is_whole or not self._adopt(found):
             self._make(options)
             if found is not None:  # only now: its readers find the new one at once
-                end_table(found.words, found.layout, at.STATE_MOVED)
+                damaged.end(found)
                 os.close(found.descriptor)
 
     # --- What stands there
@@ -126,7 +126,7 @@ class TableFile:
             if error.expected == at.FORMAT:
                 raise
             self._set_aside(descriptor, str(error))
-            return None
+            return damaged.existing(descriptor)
         if header.boot_id_of(found.words.view) != process.boot_id():
             self._floor = max(self._floor, found.version_reached)
             _log.info("discarded the table of an earlier boot")

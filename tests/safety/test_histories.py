@@ -17,9 +17,9 @@ import shmstore
 from shmstore.errors import ManagerTimeoutError
 from shmstore.store import SessionStore
 from shmstore.store.settings import settings_of
+from tests.safety.histories import Plan, Storm
 from tests.safety.linearizable import Operation, refute
 from tests.safety.recording import Recorder, bounded, keeping, read_records
-from tests.safety.storm import Plan, Storm
 from tests.safety.verdict import require_linearizable
 
 if TYPE_CHECKING:

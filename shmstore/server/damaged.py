@@ -1,0 +1,42 @@
+"""Files in a table's place whose header cannot be believed.
+
+They may have been a table, and may be mapped by those who read it then. These look where the
+layout of a table of this size has its words, and so they can still be told that it has ended.
+"""
+
+from __future__ import annotations
+
+import os
+
+from shmstore import config
+from shmstore._os import memory
+from shmstore._table import layout as at
+from shmstore._table.layout import Layout
+from shmstore._table.words import Words
+from shmstore.server.mapped import Mapped
+
+
+def existing(descriptor: int) -> Mapped | None:
+    """Map a file as what it was for its readers; None if it never was a table."""
+    size = os.fstat(descriptor).st_size
+    if size < config.MAP_SIZE_BYTES_MIN or size % at.PAGE_BYTES:
+        return None
+    words = Words(memory.map_shared(descriptor, size, writable=True), memory.fence())
+    return Mapped(descriptor, Layout.of_size(size, config.ROWS_COUNT), words, is_whole=False)
+
+
+def end(found: Mapped) -> None:
+    """Tell its readers to go, in the order of `end_table`: state, count, then every control word.
+
+    Only where there are pages: on a full file system even to look into a hole is a SIGBUS.
+    """
+    words, layout = found.words, found.layout
+    words.store(at.H_STATE, at.STATE_MOVED)
+    words.fence()
+    words.store(at.H_COUNT, at.NEVER)
+    for begin, stop in memory.parts_with_data(found.descriptor):
+        first = max(begin, layout.ctl_offset) // at.WORD_BYTES
+        for where in range(first, min(stop, layout.touch_offset) // at.WORD_BYTES):
+            word = words.load(where)
+            if word & at.LINE_MASK:
+                words.store(where, word & ~at.LINE_MASK)
