@@ -6,22 +6,37 @@ Not RotatingFileHandler: its module imports pickle, which has no business in thi
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shmstore import config
+from shmstore._os import paths
+
+if TYPE_CHECKING:
+    from io import TextIOWrapper
 
 
 class TwoFiles(logging.FileHandler):
     """Appends to a file; at LOG_MAX_BYTES the file becomes `<file>.1`, and a new one begins."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
-        super().emit(record)
-        if self.stream is not None and self.stream.tell() > config.LOG_MAX_BYTES:
-            self.close()
-            path = self.baseFilename
+        """Write one record; what cannot be written costs the line and nothing else."""
+        try:
+            super().emit(record)
+            if self.stream is not None and self.stream.tell() > config.LOG_MAX_BYTES:
+                self.close()
+                path = self.baseFilename
 
-            Path(path).replace(f"{path}.1")
+                Path(path).replace(f"{path}.1")
+        except OSError:
+            self.handleError(record)
+
+    def _open(self) -> TextIOWrapper:
+        """Open the file: never by a symlink, and for this user alone, whatever the umask."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        descriptor = paths.replace_plain(Path(self.baseFilename), flags)
+        return os.fdopen(descriptor, "a", encoding="utf-8")
 
 
 def log_to(path: Path) -> None:

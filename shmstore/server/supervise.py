@@ -31,7 +31,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from shmstore import config
-from shmstore._os import process, spawn
+from shmstore._os import paths, process, spawn
 from shmstore._table import layout as at
 from shmstore.errors import (
     ManagerUnavailableError,
@@ -148,7 +148,7 @@ class Heartbeat:
     def _load(self) -> bytes:
         """Return the word; nothing if there is no table. Not mapped: the file may be replaced."""
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = paths.open_plain(self._path, os.O_RDONLY)
         except OSError:
             return b""
         try:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("shmstore.server")
 
-_NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
 _VERSION_MAX_AHEAD_US: Final = 10 * 365 * 24 * 3600 * 10**6
 """No version is so far ahead of the clock; one that is belongs to the damage."""
@@ -89,6 +89,7 @@ class TableFile:
         Raises:
             StoreFullError: The file system has no room for even an empty one.
             TableFormatError: The table is of another format.
+            AccessDeniedError: What has the table's name is no plain file of this user's.
             StoreNotRunningError: The end of the table had begun, and `resume` was said.
 
         The lock is given up with the table; after an error it is still the caller's.
@@ -119,7 +120,7 @@ class TableFile:
         """Return the table of this boot that has the name, if there is one."""
         path = self._paths.table
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os_paths.open_plain(path, os.O_RDWR)
         except FileNotFoundError:
             return None
         try:
@@ -209,7 +210,7 @@ class TableFile:
 
     def _make(self, options: StoreOptions) -> None:
         building = self._building()
-        descriptor = os.open(building, _NEW_FILE, 0o600)
+        descriptor = os_paths.open_plain(building, _NEW_FILE)
         try:
             self._use(self._build(descriptor, options), None)
             building.rename(self._paths.table)
@@ -303,7 +304,7 @@ class TableFile:
 
         """
         building = self._building()
-        descriptor = os.open(building, _NEW_FILE, 0o600)
+        descriptor = os_paths.open_plain(building, _NEW_FILE)
         try:
             mapped = self._copy_to(descriptor)
             building.rename(self._paths.table)
