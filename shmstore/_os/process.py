@@ -218,6 +218,13 @@ def _threads_of(pid: int) -> int:
         return 0
 
 
+def uid_of_peer(connection: socket.socket) -> int:
+    """Return the effective user of whoever connected this AF_UNIX socket, or listens on it."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    uid: int = _UCRED.unpack(raw)[1]
+    return uid
+
+
 def peer_of(connection: socket.socket) -> Peer:
     """Return who connected this AF_UNIX socket. A caller's own word is never asked for."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
