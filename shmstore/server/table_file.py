@@ -7,6 +7,7 @@ What stands under the table's name when a manager starts, and what becomes of it
 | nothing | made new |
 | a table whose manager is dead | adopted: recovered, nothing lost |
 | a table whose end has begun | ended to the last word, never adopted |
+| of another pid or time namespace | refused: whether its owners live cannot be seen |
 | a table of another boot | discarded: its owners are processes of then |
 | of another format | refused: another version's, which has to end it |
 | no table, or one that contradicts itself | moved aside, loudly; readers come to a new one |
@@ -30,7 +31,12 @@ from shmstore._table import layout as at
 from shmstore._table.layout import Layout
 from shmstore._table.words import Words
 from shmstore._table.writer import TableWriter, end_table
-from shmstore.errors import StoreNotRunningError, TableCorruptError, TableFormatError
+from shmstore.errors import (
+    AccessDeniedError,
+    StoreNotRunningError,
+    TableCorruptError,
+    TableFormatError,
+)
 from shmstore.server.quarantine import Quarantine
 
 if TYPE_CHECKING:
@@ -89,7 +95,8 @@ class TableFile:
         Raises:
             StoreFullError: The file system has no room for even an empty one.
             TableFormatError: The table is of another format.
-            AccessDeniedError: What has the table's name is no plain file of this user's.
+            AccessDeniedError: What has the table's name is no plain file of this user's; or its
+                owners are processes of another namespace.
             StoreNotRunningError: The end of the table had begun, and `resume` was said.
 
         The lock is given up with the table; after an error it is still the caller's.
@@ -147,7 +154,27 @@ class TableFile:
         if header.boot_id_of(words.view) != process.boot_id():
             _log.info("discarded the table of an earlier boot")
             return None
+        self._require_own_namespaces(words)
         return _Mapped(descriptor, layout, words)
+
+    def _require_own_namespaces(self, words: Words) -> None:
+        """Refuse a table whose owners cannot be seen from here: all of them would look dead.
+
+        Raises:
+            AccessDeniedError: Its manager was in another pid or time namespace.
+
+        """
+        if words.load(at.H_STATE) != at.STATE_READY:
+            return
+        there = words.load(at.H_PID_NAMESPACE), words.load(at.H_BOOT_OFFSET_NS)
+        here = process.pid_namespace(), process.boot_offset_ns() & at.NEVER
+        if there[0] and there != here:
+            msg = (
+                f"the owners in {self._paths.table} are processes of another pid or time "
+                "namespace: open the store there, or set another SHMSTORE_DIR here; if nothing "
+                "of that namespace is left, remove the file"
+            )
+            raise AccessDeniedError(msg)
 
     def _raise_floor(self, version: int) -> None:
         """Let no new table begin below a version that was reached, unless that is damage too."""
@@ -238,6 +265,8 @@ class TableFile:
             boot_id=process.boot_id(),
             created_ns=now_us * 1000,
         )
+        words.store(at.H_PID_NAMESPACE, process.pid_namespace())
+        words.store(at.H_BOOT_OFFSET_NS, process.boot_offset_ns() & at.NEVER)
         words.store(at.H_EPOCH, 1)
         return _Mapped(descriptor, layout, words)
 
