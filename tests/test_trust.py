@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 import shmstore
-from shmstore._os import memory, paths
+from shmstore._os import memory, paths, spawn
 from shmstore._os.paths import store_paths
 from shmstore.errors import AccessDeniedError, ProtocolError
 from shmstore.proxy import SessionTableProxy
@@ -387,6 +387,16 @@ class TestServersCode:
             replaced(store, "supervisor_pid")
             replaced(store, "manager_pid")
         assert not mark.exists(), mark.read_text()
+
+    def test_is_found_where_the_caller_says(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An entry of PYTHONPATH that is meant is the same place for who starts elsewhere."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", "lib::/usr/lib:")
+        places = spawn._environment()["PYTHONPATH"].split(":")
+        assert places[:2] == [str(tmp_path / "lib"), "/usr/lib"]
+        assert "" not in places
 
     def test_is_not_the_callers_main(self, store_dir: Path, tmp_path: Path) -> None:
         """A program that opens a store is run once, by whoever ran it."""
