@@ -27,7 +27,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from shmstore import config
-from shmstore._os import clock, process
+from shmstore._os import clock, paths, process
 from shmstore._table import layout as at
 from shmstore._table.record import ClientId
 from shmstore.errors import (
@@ -529,6 +529,7 @@ class SessionTableProxy:
             link.adopt(connected)
             connected.setblocking(False)
             connected.connect(path)  # at once, or the queue is full
+            self._require_own_server(connected)
             self._greet(link, clock.boot_ns() + int(min(left_s, self._timeout_s) * _NS))
         except PermissionError as error:
             link.drop()
@@ -554,6 +555,21 @@ class SessionTableProxy:
         except BaseException:
             link.drop()
             raise
+
+    def _require_own_server(self, connected: socket.socket) -> None:
+        """Refuse to talk to another user's server, before a word is said to it.
+
+        Whoever finds the directory gone, as a cleaner leaves it, may make another of its name.
+        """
+        uid = process.uid_of_peer(connected)
+        if uid == os.geteuid():
+            return
+        directory = paths.open_directory(self._paths.directory)
+        owner = os.fstat(directory).st_uid
+        os.close(directory)
+        if uid != owner:
+            msg = f"{self._paths.socket} is served by uid {uid}, and the store is of uid {owner}"
+            raise AccessDeniedError(msg)
 
     def _greet(self, link: _Link, deadline_ns: int) -> None:
         hello = Hello(messages.WIRE, at.FORMAT, link.client)

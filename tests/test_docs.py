@@ -433,6 +433,16 @@ def test_the_page_of_the_command_line_has_every_command_and_option() -> None:
     assert listed == cli.commands.keys()
 
 
+def test_every_test_that_the_page_of_the_boundary_names_is_there() -> None:
+    """A statement whose test was renamed or removed is a statement without one."""
+    listed = rows(DOCS / "explanation/trust-boundary.md", "threat", "mechanism", "test")
+    assert len(listed) > 30
+    for threat, _, test in listed:
+        file, _, name = test.partition(".")
+        (found,) = ROOT.glob(f"tests/**/test_{file}.py")
+        assert re.search(rf"(class|def) {name}", found.read_text()), f"{threat}: {test}"
+
+
 def test_the_page_of_the_api_has_every_error_and_what_else_it_is() -> None:
     on_page: dict[str, str] = {}
     for names, also in rows(DOCS / "reference/api.md", "error", "also"):

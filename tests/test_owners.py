@@ -7,9 +7,11 @@ it guards against is shown to happen.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from tests.hosts import BareHost
     from tests.processes import Children
 
+_SYS_EXIT: Final = {"x86_64": 60, "aarch64": 93}.get(os.uname().machine, 1)
 LAST_PID: Final = Path("/proc/sys/kernel/ns_last_pid")
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -232,6 +235,28 @@ class TestAlive:
         assert "A" in sweeping
         owner.kill()
         until(lambda: "A" not in sweeping)
+
+    def test_is_an_owner_without_its_first_thread(
+        self, sweeping: SessionStore, children: Children
+    ) -> None:
+        """A process whose first thread alone has exited is alive, to the next manager too."""
+        child = children.fork(_lose_first_thread)
+        until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
+        sweeping.create(code="A", owner_pid=child.pid)
+        after_a_sweep(sweeping)
+        before = sweeping.stats()
+        os.kill(before.manager_pid, signal.SIGKILL)
+        until(lambda: sweeping.stats().epoch > before.epoch)
+        after_a_sweep(sweeping)
+        assert "A" in sweeping
+        child.kill()
+        until(lambda: "A" not in sweeping)
+
+
+def _lose_first_thread() -> None:
+    """Leave the process to another thread, as only the kernel's own exit does."""
+    threading.Thread(target=threading.Event().wait).start()
+    ctypes.CDLL(None).syscall(_SYS_EXIT, 0)
 
 
 class TestRefusal:

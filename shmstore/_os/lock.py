@@ -16,6 +16,8 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, ClassVar, Final, Self
 
+from shmstore._os import paths
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -40,10 +42,14 @@ class StoreLock:
 
     @classmethod
     def acquire(cls, path: Path) -> Self | None:
-        """Lock the file, made if it is not there; None when another process holds the lock."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        """Lock the file, made if it is not there; None when another process holds the lock.
+
+        Raises:
+            AccessDeniedError: There is something else under its name.
+
+        """
         while True:
-            descriptor = os.open(path, flags, 0o600)
+            descriptor = paths.open_plain(path, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, cls.byte)
             except BlockingIOError:

@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from shmstore import config
+from shmstore._os import paths
 from shmstore.errors import StoreFullError, TableFormatError
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def copy_file(descriptor: int, path: Path) -> None:
 
     """
     building = path.with_name(f"{path.name}.new")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    copy = os.open(building, flags, 0o600)
+    building.unlink(missing_ok=True)  # not emptied: it may be another name of another file
+    copy = paths.open_plain(building, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         os.ftruncate(copy, os.fstat(descriptor).st_size)
         for begin, end in parts_with_data(descriptor):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from shmstore import config
+from shmstore.errors import BackendUnavailableError
 from shmstore.model import Owner
 
 _SO_PEERPIDFD: Final = 77
@@ -178,10 +179,57 @@ def is_still(owner: Owner, pidfd: int) -> bool:
 
 
 def identify_self() -> Owner:
-    """Return this process's identity, without the inode."""
+    """Return this process's identity, without the inode.
+
+    Raises:
+        BackendUnavailableError: /proc tells of the processes of another pid namespace.
+
+    """
+    _require_own_proc()
     ticks = start_ticks(os.getpid())
     assert ticks is not None, "a process that asks exists"
     return Owner(os.getpid(), ticks, 0)
+
+
+def _require_own_proc() -> None:
+    """Refuse a /proc in which a pid of ours is some other process, or none."""
+    try:
+        shown = (_PROC / "self").readlink().name
+    except OSError:
+        shown = "nothing"
+    if shown != str(os.getpid()):
+        msg = (
+            f"this process is pid {os.getpid()}, and /proc/self is {shown}: {_PROC} is of another "
+            "pid namespace, or not mounted. Mount this one's (unshare --mount-proc; containers do)"
+        )
+        raise BackendUnavailableError(msg)
+
+
+def has_inner_pid(pid: int) -> bool:
+    """Say whether a process is in a pid namespace below this one, where pids mean others."""
+    try:
+        status = (_PROC / str(pid) / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return any(
+        line.startswith("NSpid:") and len(line.split()) > 2  # noqa: PLR2004  # name, pid here
+        for line in status.splitlines()
+    )
+
+
+def pid_namespace() -> int:
+    """Return the number of the pid namespace of this process; no other that lives has it."""
+    return (_PROC / "self" / "ns" / "pid").stat().st_ino
+
+
+def boot_offset_ns() -> int:
+    """Return by how much the boot clock of this process's time namespace is off."""
+    try:
+        text = (_PROC / "self" / "timens_offsets").read_text()
+    except FileNotFoundError:  # before Linux 5.6 there are none
+        return 0
+    fields = next(line.split() for line in text.splitlines() if line.startswith("boottime"))
+    return int(fields[1]) * 1_000_000_000 + int(fields[2])
 
 
 def life_of(owner: Owner) -> Life:
@@ -212,6 +260,13 @@ def _threads_of(pid: int) -> int:
         return len(list((_PROC / str(pid) / "task").iterdir()))
     except (FileNotFoundError, ProcessLookupError):
         return 0
+
+
+def uid_of_peer(connection: socket.socket) -> int:
+    """Return the effective user of whoever connected this AF_UNIX socket, or listens on it."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    uid: int = _UCRED.unpack(raw)[1]
+    return uid
 
 
 def peer_of(connection: socket.socket) -> Peer:

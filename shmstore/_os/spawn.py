@@ -116,12 +116,20 @@ def _read_line(descriptor: int, deadline_s: float) -> bytes | None:
 
 
 def _environment() -> dict[str, str]:
-    """Return this environment, with this package's place added if it is not an installed one."""
+    """Return this environment, with this package's place added if it is not an installed one.
+
+    Python takes an empty entry of PYTHONPATH, as a colon too many makes one, for the directory
+    where it is started: that of whoever happens to be first. And a supervisor's successor starts
+    elsewhere than the first one, so the entries that are meant become absolute.
+    """
     environment = dict(os.environ)
+    entries = environment.pop("PYTHONPATH", "").split(os.pathsep)
+    places = [str(Path(entry).absolute()) for entry in entries if entry]
     root = str(Path(__file__).resolve().parents[2])
     if root not in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        before = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{before}{os.pathsep}{root}" if before else root
+        places.append(root)
+    if places:
+        environment["PYTHONPATH"] = os.pathsep.join(places)
     return environment
 
 

@@ -71,6 +71,8 @@ H_UNOWNED_MAX_AGE_NS: Final = 10
 H_IDLE_TIMEOUT_NS: Final = 11
 H_SWEEP_INTERVAL_NS: Final = 12
 H_CREATED_NS: Final = 13  # wall clock; for people
+H_PID_NAMESPACE: Final = 14  # where owners' pids and start times mean what they say; 0: unknown
+H_BOOT_OFFSET_NS: Final = 15  # of the boot clock there, modulo 2**64
 
 # The second group tells readers where they may look. Read stale, a session made since is missed,
 # which is what an instant earlier would have shown; read too early it would be a hole in the file.

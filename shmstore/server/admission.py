@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from shmstore import config
+from shmstore._os import process
 from shmstore._table import layout as at
 from shmstore.errors import AccessDeniedError, ManagerUnavailableError, ProtocolError, ShmStoreError
 from shmstore.wire import messages
@@ -53,11 +54,16 @@ def refusal_of_language(hello: Hello) -> ProtocolError | None:
 
 
 def refusal_of_identity(client: ClientId, owner: Owner) -> AccessDeniedError | None:
-    """Say why a client is not who it says."""
-    if (client.pid, client.start_ticks) == (owner.pid, owner.start_ticks):
+    """Say why a client is not who it says, or would mean other processes by its pids."""
+    if client.pid == owner.pid and client.start_ticks != owner.start_ticks:
+        # One whose boot clock is off also gives deadlines that this process would misread.
+        what = f"pid {client.pid} started at tick {client.start_ticks}, and not {owner.start_ticks}"
+    elif client.pid != owner.pid or process.has_inner_pid(owner.pid):
+        what = f"the client says that it is pid {client.pid}, and the kernel pid {owner.pid}"
+    else:
         return None
     msg = (
-        f"the client says that it is pid {client.pid}, and the kernel that it is pid {owner.pid}: "
-        "a store is shared within one pid namespace; set another SHMSTORE_DIR in the other"
+        f"{what}: a store is shared within one pid namespace and one time namespace; set another "
+        "SHMSTORE_DIR in the other"
     )
     return AccessDeniedError(msg)

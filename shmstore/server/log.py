@@ -11,17 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shmstore import config
+from shmstore._os import paths
+
+if TYPE_CHECKING:
+    from io import TextIOWrapper
 
 
 class TwoFiles(logging.FileHandler):
     """Appends to a file; at LOG_MAX_BYTES the file becomes `<file>.1`, and a new one begins."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
+        """Write one record; what cannot be written costs the line and nothing else."""
         try:
             super().emit(record)
             if self.stream is not None and self.stream.tell() > config.LOG_MAX_BYTES:
@@ -38,6 +44,12 @@ class TwoFiles(logging.FileHandler):
             return
         with contextlib.suppress(OSError):
             self.close()  # or what is left in its buffer would fail with every record
+
+    def _open(self) -> TextIOWrapper:
+        """Open the file: never by a symlink, and for this user alone, whatever the umask."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        descriptor = paths.replace_plain(Path(self.baseFilename), flags)
+        return os.fdopen(descriptor, "a", encoding="utf-8")
 
 
 def log_to(path: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from shmstore import config
+from shmstore._os import paths
 from shmstore._table import layout as at
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Heartbeat:
     def _load(self) -> bytes:
         """Return the word; nothing if there is no table. Not mapped: the file may be replaced."""
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = paths.open_plain(self._path, os.O_RDONLY)
         except OSError:
             return b""
         try:

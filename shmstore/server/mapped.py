@@ -12,13 +12,14 @@ from shmstore._table import header
 from shmstore._table import layout as at
 from shmstore._table.layout import Layout
 from shmstore._table.words import Words
+from shmstore.errors import AccessDeniedError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from shmstore.model import StoreOptions
 
-NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+NEW_FILE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
 
 class Mapped(NamedTuple):
@@ -51,6 +52,27 @@ def existing(descriptor: int, path: Path) -> Mapped:
     return Mapped(descriptor, Layout.of_table(words.view, size), words)
 
 
+def require_own_namespaces(table: Mapped, path: Path) -> None:
+    """Refuse a table whose owners cannot be seen from here: all of them would look dead.
+
+    Raises:
+        AccessDeniedError: Its manager was in another pid or time namespace.
+
+    """
+    words = table.words
+    if words.load(at.H_STATE) != at.STATE_READY:
+        return
+    there = words.load(at.H_PID_NAMESPACE), words.load(at.H_BOOT_OFFSET_NS)
+    here = process.pid_namespace(), process.boot_offset_ns() & at.NEVER
+    if there[0] and there != here:
+        msg = (
+            f"the owners in {path} are processes of another pid or time namespace: open the store "
+            "there, or set another SHMSTORE_DIR here; if nothing of that namespace is left, remove "
+            "the file"
+        )
+        raise AccessDeniedError(msg)
+
+
 def make(descriptor: int, options: StoreOptions, *, version_floor: int) -> Mapped:
     """Make an empty table in an empty file; its versions are above the floor.
 
@@ -76,6 +98,8 @@ def make(descriptor: int, options: StoreOptions, *, version_floor: int) -> Mappe
         boot_id=process.boot_id(),
         created_ns=now_us * 1000,
     )
+    words.store(at.H_PID_NAMESPACE, process.pid_namespace())
+    words.store(at.H_BOOT_OFFSET_NS, process.boot_offset_ns() & at.NEVER)
     words.store(at.H_EPOCH, 1)
     return Mapped(descriptor, layout, words)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from shmstore import config
 from shmstore._os import memory
+from shmstore._os.paths import open_plain
 from shmstore._table import layout as at
 from shmstore._table.index import Region
 from shmstore.server.mapped import NEW_FILE
@@ -60,7 +61,7 @@ class Pins:
         self.unpin(client)
         name = f"{self._paths.name}.picture-{client.pid}-{client.counter}"
         path = self._paths.directory / name
-        descriptor = os.open(path, NEW_FILE, 0o600)
+        descriptor = open_plain(path, NEW_FILE)
         try:
             self._copy_to(descriptor)
         except BaseException:

@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from shmstore import config
+from shmstore._os import paths
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,8 +53,7 @@ class Quarantine:
             _log.warning("and its bytes could not be kept: %s", error)
 
     def _append(self, line: bytes) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(self.path, flags, 0o600)
+        descriptor = paths.replace_plain(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             if os.fstat(descriptor).st_size + len(line) <= config.QUARANTINE_MAX_BYTES:
                 os.write(descriptor, line)

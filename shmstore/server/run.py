@@ -63,6 +63,7 @@ def serve(
     """
     paths = StorePaths(launch.name, Path(launch.directory))
     os_paths.make_directory(paths.directory)
+    process.identify_self()  # refuses a /proc that is not ours, before owners are looked up in it
     lock = lock or ManagerLock.acquire(paths.lock)
     if lock is None:
         msg = f"store {launch.name!r} has a manager already: open it, or stop it first"

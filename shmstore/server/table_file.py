@@ -7,6 +7,7 @@ What stands under the table's name when a manager starts, and what becomes of it
 | nothing | made new |
 | a table whose manager is dead | adopted: recovered, nothing lost |
 | a table whose end has begun | ended to the last word, never adopted |
+| of another pid or time namespace | refused: whether its owners live cannot be seen |
 | a table of another boot | discarded: its owners are processes of then |
 | of another format | refused: another version's, which has to end it |
 | no table, or one that contradicts itself | moved aside, loudly; readers come to a new one |
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("shmstore.server")
 
-_EXISTING: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 _VERSION_MAX_AHEAD_US: Final = 10 * 365 * 24 * 3600 * 10**6
 """No damaged table's version is so far ahead of the clock; one that is belongs to the damage."""
@@ -81,6 +81,8 @@ class TableFile:
         Raises:
             StoreFullError: The file system has no room for even an empty one.
             TableFormatError: The table is of another format.
+            AccessDeniedError: What has the table's name is no plain file of this user's; or its
+                owners are processes of another namespace.
             StoreNotRunningError: The end of the table had begun, and `resume` was said.
 
         The lock is given up with the table; after an error it is still the caller's.
@@ -110,7 +112,7 @@ class TableFile:
         """Return the table of this boot that has the name, if there is one."""
         with contextlib.ExitStack() as unless_found:
             try:
-                descriptor = os.open(self.paths.table, _EXISTING)
+                descriptor = os_paths.open_plain(self.paths.table, os.O_RDWR)
             except FileNotFoundError:
                 return None
             unless_found.callback(os.close, descriptor)
@@ -131,6 +133,7 @@ class TableFile:
             self._floor = max(self._floor, found.version_reached)
             _log.info("discarded the table of an earlier boot")
             return None
+        mapped.require_own_namespaces(found, self.paths.table)
         return found
 
     def _ended(self, found: Mapped) -> bool:
@@ -201,7 +204,7 @@ class TableFile:
         """Have a new file, which gets the table's name at the end of the block."""
         building = self.paths.directory / f"{self.paths.name}.table.new"
         building.unlink(missing_ok=True)
-        descriptor = os.open(building, mapped.NEW_FILE, 0o600)
+        descriptor = os_paths.open_plain(building, mapped.NEW_FILE)
         try:
             yield descriptor
             building.rename(self.paths.table)

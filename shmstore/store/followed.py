@@ -192,7 +192,8 @@ def _attach(files: StorePaths, cache: Cache, cache_max_count: int) -> TableReade
     """Map a store's table read-only; None when there is none, or it has ended.
 
     Raises:
-        AccessDeniedError: The directory is another user's, or open to others.
+        AccessDeniedError: The directory is another user's, or open to others; or what has the
+            table's name is no plain file.
         TableFormatError: The file is no table that this version can read.
 
     """
@@ -201,8 +202,8 @@ def _attach(files: StorePaths, cache: Cache, cache_max_count: int) -> TableReade
     except FileNotFoundError:
         return None
     try:
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(files.table.name, flags, dir_fd=directory)
+        owner = os.fstat(directory).st_uid
+        descriptor = paths.open_plain(files.table, os.O_RDONLY, directory=directory, owner=owner)
     except FileNotFoundError:
         return None
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from shmstore._os import memory
-from shmstore._os.paths import open_directory
+from shmstore._os.paths import open_directory, open_plain
 from shmstore._table import check, record
 from shmstore._table import layout as at
 from shmstore._table.check import Violation
@@ -114,7 +114,7 @@ def _copy_of(path: Path) -> mmap.mmap:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    descriptor = open_plain(path, os.O_RDONLY)
     try:
         yield descriptor
     finally:
