@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import shmstore
 from benchmarks import payload
+from benchmarks.witnesses import Reader, Writer, go_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,11 +144,31 @@ def own_on(directory: str, name: str) -> None:
             _say(owners.kill())
 
 
+def acknowledge_on(directory: str, name: str) -> None:
+    """Serve as the writer that lives through a blackout."""
+    writer = Writer(directory, name)
+    go_on(writer.work)
+    _say("ready")
+    for line in iter(sys.stdin.readline, ""):
+        _say(writer.gap(*json.loads(line)))
+
+
+def look_on(directory: str, name: str) -> None:
+    """Serve as the reader that lives through a blackout."""
+    reader = Reader(directory, name)
+    go_on(reader.work)
+    _say("ready")
+    for line in iter(sys.stdin.readline, ""):
+        _say(reader.seen(*json.loads(line)))
+
+
 _ROLES: Final[dict[str, Callable[..., None]]] = {
     "writer": write_on,
     "reader": read_on,
     "pong": answer_on,
     "owners": own_on,
+    "acknowledged": acknowledge_on,
+    "looking": look_on,
 }
 
 if __name__ == "__main__":

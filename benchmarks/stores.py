@@ -21,6 +21,7 @@ from benchmarks import machine, payload
 from benchmarks.interrupts import uninterrupted
 from benchmarks.yardsticks import LmdbTable
 from shmstore import SessionStore
+from shmstore._os import memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,7 @@ class Scale(msgspec.Struct, frozen=True):
         large: Sessions of a large one.
         huge: Sessions of a huge one; 0: none.
         deaths_count: Owners killed one at a time.
+        kills_count: Managers killed one after the other.
         owners_count: Owners killed at once.
         imports_count: Processes for each side of the import.
         idle_s: How long the idle manager is watched.
@@ -61,6 +63,7 @@ class Scale(msgspec.Struct, frozen=True):
     large: int
     huge: int
     deaths_count: int
+    kills_count: int
     owners_count: int
     imports_count: int
     idle_s: float
@@ -72,10 +75,10 @@ class Scale(msgspec.Struct, frozen=True):
 
 
 SCALES: Final = {
-    "default": Scale("default", 301, 1e6, 1_000, 100_000, 0, 100, 1_000, 21, 8.0),
-    "quick": Scale("quick", 61, 1e6, 1_000, 10_000, 0, 25, 200, 5, 4.0),
-    "smoke": Scale("smoke", 3, 2e5, 100, 300, 0, 3, 10, 1, 0.2),
-    "full": Scale("full", 301, 1e6, 1_000, 100_000, 1_000_000, 100, 1_000, 21, 8.0),
+    "default": Scale("default", 301, 1e6, 1_000, 100_000, 0, 100, 31, 1_000, 21, 8.0),
+    "quick": Scale("quick", 61, 1e6, 1_000, 10_000, 0, 25, 11, 200, 5, 4.0),
+    "smoke": Scale("smoke", 3, 2e5, 100, 300, 0, 3, 2, 10, 1, 0.2),
+    "full": Scale("full", 301, 1e6, 1_000, 100_000, 1_000_000, 100, 31, 1_000, 21, 8.0),
 }
 
 
@@ -149,6 +152,17 @@ class Helper:
         run_after_rest = self.apart(run)
         return run_beside
 
+    def without(self, run: Slice) -> Slice:
+        """Return the same slice, with this helper stopped meanwhile."""
+
+        def run_without() -> float:
+            self.pause()
+            took = run()
+            self.go()
+            return took
+
+        return run_without
+
     def apart(self, run: Slice) -> Slice:
         """Return the same slice after a rest as long as it has with this helper running.
 
@@ -201,6 +215,22 @@ class Bench:
         """Start a store that ends with this process, whatever happens to it."""
         with uninterrupted():
             store = SessionStore.start_link(name, directory=self.root, **options)
+            self._stack.callback(_end, store)
+        return store
+
+    def supervised(self, name: str, like: SessionStore | None = None) -> SessionStore:
+        """Start a store whose manager is replaced when it dies; it ends with this run.
+
+        Args:
+            name: Its name.
+            like: A store whose table is copied for it, and adopted: sessions, owners and all.
+
+        """
+        if like is not None:
+            with Path(like.stats().table_path).open("rb") as table:
+                memory.copy_file(table.fileno(), self.root / f"{name}.table")
+        with uninterrupted():
+            store = shmstore.open(name, directory=self.root)
             self._stack.callback(_end, store)
         return store
 

@@ -3,9 +3,16 @@
 from typing import Final
 
 from benchmarks.case import Case
-from benchmarks.cases import footprint, lists, owners, reads, writes
+from benchmarks.cases import blackout, footprint, lists, owners, reads, writes
 
-_ALL: Final = (*reads.CASES, *lists.CASES, *writes.CASES, *owners.CASES, *footprint.CASES)
+_ALL: Final = (
+    *reads.CASES,
+    *lists.CASES,
+    *writes.CASES,
+    *owners.CASES,
+    *blackout.CASES,
+    *footprint.CASES,
+)
 
 CASES: Final[dict[str, Case]] = {case.name: case for case in _ALL}
 """By name, in the order in which they run."""

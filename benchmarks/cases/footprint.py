@@ -37,15 +37,15 @@ def used_bytes(bench: Bench, result: CaseResult) -> None:
 def imports(bench: Bench, result: CaseResult) -> None:
     """Compare with a process that imports msgspec, which any decoder pays."""
     sides = {
-        f"import {name}": _process_of(bench, f"import {name}") for name in ("shmstore", "msgspec")
+        f"import {name}": process_of(bench, f"import {name}") for name in ("shmstore", "msgspec")
     }
-    sides["nothing"] = _process_of(bench, "pass")
+    sides["nothing"] = process_of(bench, "pass")
     samples = measure.interleave(sides, bench.scale.imports_count, warm_ups=1)
     result.add(samples, yardsticks=("import msgspec", "nothing"))
     result.compare(samples, "import shmstore", "import msgspec", 1.5)
 
 
-def _process_of(bench: Bench, text: str) -> Callable[[], float]:
+def process_of(bench: Bench, text: str) -> Callable[[], float]:
     """Return a slice of one process. The warm-up before compiles what is not compiled yet."""
 
     def run() -> float:
