@@ -15,28 +15,21 @@ from shmstore._table import index, record
 from shmstore._table import layout as at
 from shmstore._table.recovery import _Recovery
 from shmstore._table.writer import TableWriter
-from tests.table.crashes import (
-    REAL,
+from tests.table.acts import (
     Act,
     Create,
     Delete,
-    End,
     Expire,
     Forget,
     Grow,
-    Kit,
     Late,
     Put,
     Reap,
     Replace,
     Restart,
-    Setting,
-    Tally,
     Update,
-    explore,
-    explore_damaged,
-    explore_ending,
 )
+from tests.table.crashes import End, Tally, explore, explore_damaged, explore_ending
 from tests.table.faults import (
     altered,
     earlier,
@@ -47,6 +40,7 @@ from tests.table.faults import (
 )
 from tests.table.interleavings import UntrueError
 from tests.table.tables import ALICE, TWINS
+from tests.table.world import REAL, Kit, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

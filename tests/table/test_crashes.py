@@ -14,32 +14,25 @@ import pytest
 
 from shmstore._table import index, reader
 from shmstore._table import layout as at
-from tests.table.crashes import (
-    REAL,
+from tests.table.acts import (
     Act,
     Create,
     Delete,
     Expire,
     Forget,
     Grow,
-    Kit,
     Late,
     Put,
     Reap,
     Replace,
     Restart,
-    Setting,
     Swap,
-    Tally,
     Update,
-    World,
-    explore,
-    explore_damaged,
-    explore_ending,
-    images,
 )
+from tests.table.crashes import Tally, explore, explore_damaged, explore_ending, images
 from tests.table.interleavings import Recorder
 from tests.table.tables import ALICE, BOB, TWINS
+from tests.table.world import REAL, Kit, Setting, World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,9 +15,9 @@ from shmstore._table.index import Region
 from shmstore._table.recovery import recover
 from shmstore._table.writer import TableWriter
 from shmstore.errors import StoreFullError, TableCorruptError
-from tests.table.crashes import need_same_knowledge
 from tests.table.interleavings import Recorder
 from tests.table.tables import ALICE, BASE, BOB, SALT, TWINS, Table, encoded, noted
+from tests.table.world import need_same_knowledge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
