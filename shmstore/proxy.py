@@ -23,6 +23,7 @@ import select
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
@@ -101,6 +102,7 @@ class _Link:
         # Not in the types, but what threading.Condition asks of every lock.
         self.is_mine: Callable[[], bool] = getattr(self.lock, "_is_owned")  # noqa: B009  # as said
         self._frames = FrameReader(0)
+        self._closing: weakref.finalize[..., _Link] | None = None
         self.number = 0
         self.base = 0
 
@@ -110,12 +112,17 @@ class _Link:
         self._frames = FrameReader(body_max(config.MAX_SESSION_BYTES_MAX))
         self._readable = select.poll()
         self._readable.register(connected, select.POLLIN)
+        # For a handle that ends in a cycle: the collector takes its objects in any order, and a
+        # socket that comes before its link would warn. This comes before them all.
+        self._closing = weakref.finalize(self, connected.close)
+        self._closing.atexit = False
 
     def drop(self) -> None:
         """Close the connection: what may still come on it belongs to nobody."""
-        if self.socket is not None:
+        if self.socket is not None and self._closing is not None:
+            self._closing.detach()
             self.socket.close()
-            self.socket = None
+            self.socket = self._closing = None
 
     __del__ = drop  # a handle that nobody closed: its socket is closed without a warning
 

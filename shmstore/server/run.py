@@ -90,22 +90,20 @@ def serve(
         stack.callback(watcher.stop)
         host = Host(file, watcher)
         host.adopt_owners()
-        given = listener
-        listener = given or Listener.bind(paths.socket)
+        listener = listener or Listener.bind(paths.socket)
         succession = Succession(launch, listener, supervisor) if supervisor else None
         loop = ManagerLoop(
             host, listener, bell, linked=linked, succession=succession, answered=answered
         )
-        stack.callback(_remove_unless, loop, given)
+        stack.callback(_remove_listener_of, loop)
         with _ending_on_signals(loop):
             ready(file.notices)
             _serve_or_leave(loop)
 
 
-def _remove_unless(loop: ManagerLoop, given: Listener | None) -> None:
-    """Remove the socket that this process made; the supervisor's is its own to remove."""
-    if loop.listener is not given:
-        loop.listener.remove()
+def _remove_listener_of(loop: ManagerLoop) -> None:
+    """Remove the socket that the manager has at its end, which may be another than at first."""
+    loop.listener.remove()
 
 
 def _serve_or_leave(loop: ManagerLoop) -> None:

@@ -44,8 +44,6 @@ from shmstore.server.managed import ANSWERED, READY, Heartbeat, Manager
 from shmstore.wire import launch as wire
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from shmstore._os.lock import SupervisorLock
     from shmstore._os.paths import StorePaths
     from shmstore.wire.launch import Launch
@@ -87,6 +85,15 @@ class Supervising:
     def run(self) -> None:
         """Keep a manager running until its store has ended."""
         self._take_signals()
+        try:
+            self._supervise()
+        finally:
+            signal.set_wakeup_fd(-1)
+            os.close(self._bell)
+            os.close(self._rope)
+            self._lock.release()
+
+    def _supervise(self) -> None:
         running = self._launch.running
         listener: Listener | None
         if running is None:
@@ -165,6 +172,7 @@ class Supervising:
             return _ENDED
         except Exception as error:  # noqa: BLE001  # whatever it is, the starter has to hear of it
             _log.exception("the manager cannot start")
+            listener.remove()
             self._tell(
                 wire.NotLaunched(running=False, error=type(error).__name__, message=str(error))
             )
@@ -289,7 +297,7 @@ class Supervising:
         for number in _ORDERS:
             signal.signal(number, self._note_end)
 
-    def _note_end(self, _number: int, _frame: FrameType | None) -> None:
+    def _note_end(self, *_: object) -> None:
         self._asked_to_end = True
 
 

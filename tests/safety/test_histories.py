@@ -17,6 +17,7 @@ import shmstore
 from shmstore.errors import ManagerTimeoutError
 from shmstore.store import SessionStore
 from shmstore.store.settings import settings_of
+from shmstore.wire import messages
 from tests.safety.histories import Plan, Storm
 from tests.safety.linearizable import Operation, refute
 from tests.safety.recording import Recorder, bounded, keeping, read_records
@@ -187,12 +188,22 @@ def opened_to_ask_anew() -> SessionStore:
     proxy: Any = store._proxy
     ask_until = proxy._ask_until
 
-    def ask_anew(link: Any, make: Any, *rest: Any) -> Any:
-        def make_anew(number: int, deadline_ns: int, first_base: int) -> Any:
-            link.number = number + (first_base != 0)
-            return make(link.number, deadline_ns, 0)
+    def ask_anew(link: Any, request: Any, *rest: Any) -> Any:
+        send = link.send
 
-        return ask_until(link, make_anew, *rest)
+        def send_anew(body: bytes, deadline_ns: int) -> None:
+            said: Any = messages.decode_asked(body)
+            if request.first_base and type(said) is type(request):
+                link.number += 1
+                request.number, request.first_base = link.number, 0
+                body = messages.encode(request)
+            send(body, deadline_ns)
+
+        link.send = send_anew
+        try:
+            return ask_until(link, request, *rest)
+        finally:
+            del link.send
 
     proxy._ask_until = ask_anew
     return store
