@@ -23,7 +23,7 @@ import secrets
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from shmstore import config
-from shmstore._os import clock, memory, process
+from shmstore._os import clock, memory, namespaces, process
 from shmstore._os import paths as os_paths
 from shmstore._os.lock import ManagerLock, names
 from shmstore._table import header, recovery
@@ -167,7 +167,7 @@ class TableFile:
         if words.load(at.H_STATE) != at.STATE_READY:
             return
         there = words.load(at.H_PID_NAMESPACE), words.load(at.H_BOOT_OFFSET_NS)
-        here = process.pid_namespace(), process.boot_offset_ns() & at.NEVER
+        here = namespaces.pid_namespace(), namespaces.boot_offset_ns() & at.NEVER
         if there[0] and there != here:
             msg = (
                 f"the owners in {self._paths.table} are processes of another pid or time "
@@ -265,8 +265,8 @@ class TableFile:
             boot_id=process.boot_id(),
             created_ns=now_us * 1000,
         )
-        words.store(at.H_PID_NAMESPACE, process.pid_namespace())
-        words.store(at.H_BOOT_OFFSET_NS, process.boot_offset_ns() & at.NEVER)
+        words.store(at.H_PID_NAMESPACE, namespaces.pid_namespace())
+        words.store(at.H_BOOT_OFFSET_NS, namespaces.boot_offset_ns() & at.NEVER)
         words.store(at.H_EPOCH, 1)
         return _Mapped(descriptor, layout, words)
 
