@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 import shmstore
-from shmstore._os import process
+from shmstore._os import namespaces, process
 from shmstore._table import layout as at
 from shmstore.errors import AccessDeniedError, BackendUnavailableError, ShmStoreError
 from tests.hosts import NAME, serve_in_fork
@@ -228,7 +228,7 @@ class TestPids:
         """An owner in a namespace below is the process that has the number here."""
         sleeper = children.fork(lambda: inside(children, lambda: unshare(NEW_PID), signal.pause))
         below = until(lambda: _only_descendant(sleeper.pid, depth=2))
-        assert process.has_inner_pid(below)
+        assert namespaces.has_inner_pid(below)
         store.create(code="A", owner_pid=below)
         store.create(code="B", owner_pid=1)
         os.kill(below, signal.SIGKILL)
@@ -240,7 +240,7 @@ class TestPids:
         manager = serve_inside(children, store_dir, lambda: unshare(NEW_PID))
         table = store_dir / f"{NAME}.table"
         words = header_of(table)
-        assert words[at.H_PID_NAMESPACE] not in {0, process.pid_namespace()}
+        assert words[at.H_PID_NAMESPACE] not in {0, namespaces.pid_namespace()}
         manager.kill()
         _require_refused_adoption(table, words)
 
@@ -350,7 +350,7 @@ class TestTime:
         manager = serve_inside(children, store_dir, lambda: shift_clocks(boottime=DAY_S))
         table = store_dir / f"{NAME}.table"
         words = header_of(table)
-        assert words[at.H_PID_NAMESPACE] == process.pid_namespace()
+        assert words[at.H_PID_NAMESPACE] == namespaces.pid_namespace()
         assert words[at.H_BOOT_OFFSET_NS] == DAY_S * 10**9
         manager.kill()
         _require_refused_adoption(table, words)
@@ -366,12 +366,12 @@ def test_a_proc_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_of_the_dead_nothing_is_known(children: Children) -> None:
     """A process that has gone is in no namespace."""
     child = children.sleeper()
-    assert not process.has_inner_pid(child.pid)
+    assert not namespaces.has_inner_pid(child.pid)
     child.kill()
-    assert not process.has_inner_pid(child.pid)
+    assert not namespaces.has_inner_pid(child.pid)
 
 
 def test_an_old_kernel_has_one_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before Linux 5.6 no clock is off."""
-    monkeypatch.setattr(process, "_PROC", tmp_path)
-    assert process.boot_offset_ns() == 0
+    monkeypatch.setattr(namespaces, "_PROC", tmp_path)
+    assert namespaces.boot_offset_ns() == 0

@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from shmstore import config
-from shmstore._os import process
+from shmstore._os import namespaces
 from shmstore._table import layout as at
 from shmstore.errors import AccessDeniedError, ManagerUnavailableError, ProtocolError, ShmStoreError
 from shmstore.wire import messages
@@ -58,7 +58,7 @@ def refusal_of_identity(client: ClientId, owner: Owner) -> AccessDeniedError | N
     if client.pid == owner.pid and client.start_ticks != owner.start_ticks:
         # One whose boot clock is off also gives deadlines that this process would misread.
         what = f"pid {client.pid} started at tick {client.start_ticks}, and not {owner.start_ticks}"
-    elif client.pid != owner.pid or process.has_inner_pid(owner.pid):
+    elif client.pid != owner.pid or namespaces.has_inner_pid(owner.pid):
         what = f"the client says that it is pid {client.pid}, and the kernel pid {owner.pid}"
     else:
         return None

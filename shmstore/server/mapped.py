@@ -7,7 +7,7 @@ import secrets
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from shmstore import config
-from shmstore._os import clock, memory, process
+from shmstore._os import clock, memory, namespaces, process
 from shmstore._table import header
 from shmstore._table import layout as at
 from shmstore._table.layout import Layout
@@ -63,7 +63,7 @@ def require_own_namespaces(table: Mapped, path: Path) -> None:
     if words.load(at.H_STATE) != at.STATE_READY:
         return
     there = words.load(at.H_PID_NAMESPACE), words.load(at.H_BOOT_OFFSET_NS)
-    here = process.pid_namespace(), process.boot_offset_ns() & at.NEVER
+    here = namespaces.pid_namespace(), namespaces.boot_offset_ns() & at.NEVER
     if there[0] and there != here:
         msg = (
             f"the owners in {path} are processes of another pid or time namespace: open the store "
@@ -98,8 +98,8 @@ def make(descriptor: int, options: StoreOptions, *, version_floor: int) -> Mappe
         boot_id=process.boot_id(),
         created_ns=now_us * 1000,
     )
-    words.store(at.H_PID_NAMESPACE, process.pid_namespace())
-    words.store(at.H_BOOT_OFFSET_NS, process.boot_offset_ns() & at.NEVER)
+    words.store(at.H_PID_NAMESPACE, namespaces.pid_namespace())
+    words.store(at.H_BOOT_OFFSET_NS, namespaces.boot_offset_ns() & at.NEVER)
     words.store(at.H_EPOCH, 1)
     return Mapped(descriptor, layout, words)
 
