@@ -232,8 +232,8 @@ def peer_of(connection: socket.socket) -> Peer:
 
 def boot_id() -> int:
     """Return the 128 bits by which this boot differs from every other."""
-    text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-    return int(text.strip().replace("-", ""), 16)
+    raw = Path("/proc/sys/kernel/random/boot_id").read_bytes()  # text would import a codec
+    return int(raw.strip().replace(b"-", b""), 16)
 
 
 fork_generation = 0
