@@ -17,6 +17,7 @@ A new table is built under a temporary name and renamed when ready: nobody ever 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 from typing import TYPE_CHECKING, Final
@@ -151,12 +152,13 @@ class TableFile:
         quarantine = Quarantine(self._paths.directory / f"{self._paths.name}.quarantine")
         words.store(at.H_EPOCH, words.load(at.H_EPOCH) + 1)
         try:
-            derived = recovery.recover(
-                words,
-                layout,
-                quarantine=quarantine.take,
-                beat=lambda: words.store(at.H_HEARTBEAT_NS, clock.boot_ns()),
-            )
+            with _nothing_collected():
+                derived = recovery.recover(
+                    words,
+                    layout,
+                    quarantine=quarantine.take,
+                    beat=lambda: words.store(at.H_HEARTBEAT_NS, clock.boot_ns()),
+                )
         except TableCorruptError as error:
             self._give_up(found, error.reason)
             return False
@@ -296,3 +298,15 @@ class TableFile:
 
     def _reserve(self, offset_bytes: int, size_bytes: int) -> None:
         memory.reserve(self._mapped.descriptor, offset_bytes, size_bytes)
+
+
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Keep the garbage collector from looking, again and again, at what recovery is to keep."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
