@@ -17,7 +17,6 @@ A new table is built under a temporary name and renamed when ready: nobody ever 
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 from typing import TYPE_CHECKING, Final
@@ -152,7 +151,7 @@ class TableFile:
         quarantine = Quarantine(self._paths.directory / f"{self._paths.name}.quarantine")
         words.store(at.H_EPOCH, words.load(at.H_EPOCH) + 1)
         try:
-            with _nothing_collected():
+            with memory.nothing_collected():
                 derived = recovery.recover(
                     words,
                     layout,
@@ -298,15 +297,3 @@ class TableFile:
 
     def _reserve(self, offset_bytes: int, size_bytes: int) -> None:
         memory.reserve(self._mapped.descriptor, offset_bytes, size_bytes)
-
-
-@contextlib.contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Keep the garbage collector from looking, again and again, at what recovery is to keep."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
