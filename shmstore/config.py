@@ -92,6 +92,9 @@ DESCRIPTORS_SPARE: Final = 16
 """Descriptors that clients and owners leave to the manager: to look into /proc it needs one, to
 sweep a few, and what cannot be looked at cannot be served."""
 
+DESCRIPTORS_EXPECTED: Final = 2 * CLIENTS_MAX
+"""Room for so many is made at the start: all clients, and as many owners. It takes 64 KiB."""
+
 SLOW_PEER_S: Final = 30.0
 """How long a peer may take over one frame, sent or received, before it is let go."""
 

@@ -129,9 +129,12 @@ class OwnerWatcher:
         Who cannot be looked at is unknown, and stays.
         """
         try:
-            pidfd = process.open_pidfd(owner.pid) if process.has_spare_descriptors() else None
+            pidfd = process.open_pidfd(owner.pid)
         except ProcessLookupError:
             return False
+        if pidfd is not None and not process.is_spare(pidfd):
+            os.close(pidfd)
+            pidfd = None
         if pidfd is None:
             self._poll(owner)
             return process.life_of(owner) is not Life.DEAD

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import shmstore
-from shmstore import starter
+from shmstore import config, starter
 from shmstore._os import memory, process, spawn
 from shmstore._os.lock import ManagerLock
 from shmstore._table import layout as at
@@ -34,8 +36,6 @@ from tests.hosts import SMALL, bare_host
 from tests.processes import header_of, is_gone, until, with_directory
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.processes import Children
 
 
@@ -51,6 +51,15 @@ def soon() -> float:
 
 class TestStart:
     """starter.start."""
+
+    def test_makes_room_for_descriptors(self, store_dir: Path) -> None:
+        """A manager's table of descriptors is large before it serves: to grow is to stand still."""
+        starter.start(launch(store_dir), soon())
+        with shmstore.open("t", start=False) as store:
+            status = Path(f"/proc/{store.stats().manager_pid}/status").read_text()
+        (size,) = [line.split()[1] for line in status.splitlines() if line.startswith("FDSize")]
+        _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert int(size) >= min(limit, config.DESCRIPTORS_EXPECTED)
 
     def test_one_wins(self, store_dir: Path) -> None:
         """The first starts it; every other hears that it runs."""

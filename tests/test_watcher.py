@@ -61,6 +61,16 @@ def watching() -> Iterator[Watching]:
     assert descriptors() == before
 
 
+def identified(pid: int) -> Owner:
+    """Return the identity of a live process."""
+    pidfd = process.open_pidfd(pid)
+    assert pidfd is not None
+    owner = process.identify(pid, pidfd)
+    os.close(pidfd)
+    assert owner is not None
+    return owner
+
+
 class TestReports:
     """What is reported, and how often."""
 
@@ -190,6 +200,48 @@ class TestWatch:
         with pytest.raises(PermissionError):
             watching.watcher.watch(one.pid)
         assert descriptors() == before
+
+
+class TestResume:
+    """Owners whom another manager watched."""
+
+    def test_one_that_lives(self, watching: Watching, children: Children) -> None:
+        """It is watched on, and its death is reported."""
+        one = children.sleeper()
+        owner = identified(one.pid)
+        assert watching.watcher.resume(owner)
+        assert watching.watcher.polled_count == 0
+        one.kill()
+        watching.until_dead(owner)
+
+    @pytest.mark.parametrize("is_zombie", [False, True])
+    def test_one_that_has_died(
+        self, watching: Watching, children: Children, *, is_zombie: bool
+    ) -> None:
+        """Its sessions may go at once; nothing of it is watched."""
+        one = children.sleeper()
+        owner = identified(one.pid)
+        before = descriptors()
+        if is_zombie:
+            one.kill_to_zombie()
+        else:
+            one.kill()
+        assert not watching.watcher.resume(owner)
+        assert descriptors() == before
+
+    def test_when_descriptors_are_short(
+        self, watching: Watching, children: Children, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It takes none of the reserve: the owner is polled."""
+        one = children.sleeper()
+        owner = identified(one.pid)
+        monkeypatch.setattr(process, "is_spare", lambda _descriptor: False)
+        before = descriptors()
+        assert watching.watcher.resume(owner)
+        until(lambda: descriptors() == before)  # the thread takes one at times, to look at it
+        assert watching.watcher.polled_count == 1
+        one.kill()
+        watching.until_dead(owner)
 
 
 class TestPolling:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import mmap
 import os
 import threading
@@ -128,3 +130,15 @@ def require_table_size(size_bytes: int, path: os.PathLike[str]) -> None:
     if size_bytes < config.MAP_SIZE_BYTES_MIN:
         msg = f"{path} has {size_bytes} bytes and is no table: remove it if nothing else needs it"
         raise TableFormatError(msg, expected=config.MAP_SIZE_BYTES_MIN, found=size_bytes)
+
+
+@contextlib.contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Keep the garbage collector away from what is made and kept: it would look at all of it."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -114,13 +114,18 @@ def has_spare_descriptors() -> bool:
     The lowest free number is what the next open gets. While everybody asks first, the highest
     ones are all free, so one number tells.
     """
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         lowest = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     os.close(lowest)
-    return lowest < limit - config.DESCRIPTORS_SPARE
+    return is_spare(lowest)
+
+
+def is_spare(descriptor: int) -> bool:
+    """Say whether a descriptor that was opened just now may be kept, or is of the reserve."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return descriptor < limit - config.DESCRIPTORS_SPARE
 
 
 def pidfd_inode(pidfd: int) -> int:
@@ -170,8 +175,8 @@ def identify(pid: int, pidfd: int | None) -> Owner | None:
 
 def is_still(owner: Owner, pidfd: int) -> bool:
     """Say whether an owner runs, by a pidfd of whoever has its pid now; True if that is unknown."""
-    if owner.inode and pidfd_inode(pidfd) not in {0, owner.inode}:
-        return False
+    if owner.inode:  # this boot's kernel numbers them, and the number alone is proof
+        return os.fstat(pidfd).st_ino == owner.inode and not has_exited(pidfd)
     try:
         return start_ticks(owner.pid) == owner.start_ticks and not has_exited(pidfd)
     except OSError:  # not permitted, or no descriptor left
@@ -255,8 +260,8 @@ def peer_of(connection: socket.socket) -> Peer:
 
 def boot_id() -> int:
     """Return the 128 bits by which this boot differs from every other."""
-    text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-    return int(text.strip().replace("-", ""), 16)
+    raw = Path("/proc/sys/kernel/random/boot_id").read_bytes()  # text would import a codec
+    return int(raw.strip().replace(b"-", b""), 16)
 
 
 fork_generation = 0

@@ -139,18 +139,19 @@ UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises: msgspec passes on the two others as they are."""
 
 
-def fault_of_session(block: Block, base: int) -> str:
-    """Say what is wrong with the session of a whole block; nothing if nothing is."""
+def session_in(block: Block, base: int) -> Session | str:
+    """Return the session of a whole block, or what is wrong with it."""
     try:
         session = decode_payload(block.payload)
     except UNDECODABLE as error:
         return f"its session cannot be decoded: {error}"
-    versions = session.version - base, session.created_version - base
-    if versions != (block.lsn, block.created_lsn):
+    version, created_version, owner = session.version, session.created_version, block.owner
+    if version - base != block.lsn or created_version - base != block.created_lsn:
+        versions = version - base, created_version - base
         return f"its session has the versions {versions} above the base"
-    if session.owner_pid != (block.owner.pid if block.owner else None):
-        return f"its session has owner {session.owner_pid}, and the block {block.owner}"
-    return ""
+    if session.owner_pid != (None if owner is None else owner.pid):
+        return f"its session has owner {session.owner_pid}, and the block {owner}"
+    return session
 
 
 def lines_of(length_bytes: int) -> int:

@@ -26,6 +26,7 @@ Assumes: this process holds the manager's lock, so nobody else stores anything.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -39,9 +40,13 @@ if TYPE_CHECKING:
     from shmstore._table.layout import Layout
     from shmstore._table.record import Block, ClientId
     from shmstore._table.words import Words
+    from shmstore.model import Owner, Session
 
 Quarantine: TypeAlias = Callable[[str, int, bytes, str], None]
 """Takes what is about to be given up: where ("ctl[3]"), the word there, the bytes, and why."""
+
+_BATCH_PLACE: Final = record.BATCH_SLOT << at.TAG_SHIFT
+"""Word 1 of a batch's block is at least this, and of no other block."""
 
 _BEAT_BYTES: Final = 1 << 20
 """Looked at between two signs of life: some milliseconds of work, however long the records are."""
@@ -77,6 +82,7 @@ class _Recovery:
         self._lsn = 0
         self._looked_at_bytes = 0
         self._salt = words.load(at.H_SALT)
+        self._base = words.load(at.H_BASE)
         self._rows: dict[ClientId, tuple[int, Block]] = {}
         self._blocks: dict[int, Block] = {}  # live slot -> its record
         self._codes: dict[str, int] = {}
@@ -141,15 +147,16 @@ class _Recovery:
         """Finish what stands in control words of a batch: one, as the writer does one at a time."""
         ctl_index = self._layout.ctl_index
         words = self._view[ctl_index : ctl_index + self._slots_used].tolist()
-        for word in {word for word in words if self._may_be_a_batch(word & at.LINE_MASK)}:
+        view, first, end = self._view, self._layout.arena_line, self._lines_end
+        for word in {
+            word
+            for word in words  # of every slot, and nearly never one of a batch: no call for each
+            if first <= (line := word & at.LINE_MASK) < end
+            and view[line * at.LINE_WORDS + 1] >= _BATCH_PLACE
+        }:
             batch = self._block_of(word)
             if batch is not None and self._is_a_batch(batch):
                 self._finish(word, batch)
-
-    def _may_be_a_batch(self, line: int) -> bool:
-        if not self._layout.arena_line <= line < self._lines_end:
-            return False
-        return self._view[line * at.LINE_WORDS + 1] >> at.TAG_SHIFT == record.BATCH_SLOT
 
     def _is_a_batch(self, block: Block) -> bool:
         return (
@@ -177,8 +184,8 @@ class _Recovery:
 
     def _decided(self) -> None:
         """Do what a row says and its slot does not show yet."""
-        for row in range(self._layout.rows_max):
-            word = self._view[self._layout.rows_index + row]
+        begin = self._layout.rows_index
+        for row, word in enumerate(self._view[begin : begin + self._layout.rows_max].tolist()):
             if word & at.LINE_MASK:
                 self._row(row, word)
 
@@ -212,7 +219,10 @@ class _Recovery:
             return "" if self._is_a_batch(block) else "its block is damaged"
         if block.slot >= self._slots_used:
             return "its block is damaged"
-        return "" if block.kind == record.KIND_OUTCOME else self._fault(block.slot, block)
+        if block.kind == record.KIND_OUTCOME:
+            return ""
+        session = self._session(block.slot, block)
+        return session if isinstance(session, str) else ""
 
     def _redo(self, where: int, word: int, block: Block) -> None:
         """Finish a mutation in the order in which the writer would have."""
@@ -238,18 +248,18 @@ class _Recovery:
     # --- 4. What is named
 
     def _verify(self) -> None:
-        for slot in range(self._slots_used):
-            word = self._view[self._layout.ctl_index + slot]
+        begin = self._layout.ctl_index
+        for slot, word in enumerate(self._view[begin : begin + self._slots_used].tolist()):
             if word & at.LINE_MASK:
                 self._slot(slot, word)
 
     def _slot(self, slot: int, word: int) -> None:
         block = self._block_of(word)
-        reason = self._fault(slot, block)
-        if block is None or reason:
-            self._drop(slot, word, reason)
+        session = self._session(slot, block)
+        if block is None or isinstance(session, str):
+            self._drop(slot, word, str(session))
             return
-        code = record.decode_payload(block.payload).code
+        code = session.code
         other = self._codes.get(code)
         if other is not None:  # no write makes two: one of them is not what it was
             if self._blocks[other].lsn > block.lsn:
@@ -261,13 +271,13 @@ class _Recovery:
         self._codes[code] = slot
         self._blocks[slot] = block
 
-    def _fault(self, slot: int, block: Block | None) -> str:
-        """Say what is wrong with a slot's record; nothing if nothing is."""
+    def _session(self, slot: int, block: Block | None) -> Session | str:
+        """Return the session of a slot's record, or what is wrong with it."""
         if block is None:
             return "its block is damaged"
         if block.kind != record.KIND_SESSION or block.slot != slot:
             return f"its block is another slot's ({block.slot}), or no session"
-        return record.fault_of_session(block, self._words.load(at.H_BASE))
+        return record.session_in(block, self._base)
 
     def _drop(self, slot: int, word: int, reason: str) -> None:
         """Delete a session that cannot be kept, under an LSN of its own."""
@@ -288,40 +298,58 @@ class _Recovery:
             self._give_up(f"{len(self._codes)} sessions, and {region.size} words of index")
         self._beat()
         words, view = self._words, self._view
-        tags = {slot: index.tag_of(code, self._salt) for code, slot in self._codes.items()}
-        found = {slot: index.find(view, region, tag, slot) for slot, tag in tags.items()}
-        right = set(found.values())
+        there = view[region.start : region.start + region.size].tolist()
+        right, missing = self._places(region, there)
         used = 0
-        for place, word in enumerate(
-            view[region.start : region.start + region.size].tolist(), region.start
-        ):
+        for place, word in enumerate(there, region.start):
             if word:
                 used += 1
                 if word != at.TOMBSTONE and place not in right:
                     words.store(place, at.TOMBSTONE)
         self._beat()
-        for slot in [slot for slot, place in found.items() if place is None]:
+        for slot, tag in missing:
             words.fence()
-            used += index.put(words, region, tags[slot], slot)
+            used += index.put(words, region, tag, slot)
         return used
+
+    def _places(self, region: Region, there: list[int]) -> tuple[set[int], list[tuple[int, int]]]:
+        """Return where the words of live slots stand, and (slot, tag) of those that have none."""
+        view, salt, start, mask = self._view, self._salt, region.start, region.mask
+        right: set[int] = set()
+        missing: list[tuple[int, int]] = []
+        for code, slot in self._codes.items():
+            tag = index.tag_of(code, salt)
+            if there[tag & mask] == tag << at.TAG_SHIFT | slot + 1:  # in its first place, as most
+                right.add(start + (tag & mask))
+            elif (place := index.find(view, region, tag, slot)) is not None:
+                right.add(place)
+            else:
+                missing.append((slot, tag))
+        return right, missing
 
     # --- 6. What follows from it
 
     def _owners(self, derived: Derived) -> None:
-        for slot, block in sorted(self._blocks.items(), key=_lsn):  # the order of their writes
+        owned: defaultdict[Owner, set[int]] = defaultdict(set)
+        unowned: list[tuple[int, Block]] = []
+        for slot, block in self._blocks.items():
             if block.owner is None:
-                derived.unowned[slot] = block.written_ns
+                unowned.append((slot, block))
             else:
-                derived.owned.setdefault(block.owner, set()).add(slot)
+                owned[block.owner].add(slot)
+        derived.owned.update(owned)
+        unowned.sort(key=_lsn)  # the order of their writes
+        derived.unowned.update((slot, block.written_ns) for slot, block in unowned)
 
     def _extents(self, region: Region) -> list[tuple[int, int]]:
         """Return the taken lines in ascending order."""
         view, layout = self._view, self._layout
+        rows_index, ctl_index, mask = layout.rows_index, layout.ctl_index, at.LINE_MASK
         taken = {region.line: region.lines_count}
-        named = [(layout.rows_index + row, block) for row, block in self._rows.values()]
-        named += [(layout.ctl_index + slot, block) for slot, block in self._blocks.items()]
-        for where, block in named:
-            taken[view[where] & at.LINE_MASK] = record.lines_of(block.length_bytes)
+        for row, block in self._rows.values():
+            taken[view[rows_index + row] & mask] = record.lines_of(block.length_bytes)
+        for slot, block in self._blocks.items():
+            taken[view[ctl_index + slot] & mask] = record.lines_of(block.length_bytes)
         extents = sorted(taken.items())
         end = 0
         for start, count in extents:

@@ -155,8 +155,12 @@ class Host:
         self.watcher.keep_only(connected | self._table.owned.keys())
 
     def _forget_the_dead(self, connected: set[Owner]) -> None:
-        """Give back the rows of clients that nobody watched when their processes exited."""
-        there = {(owner.pid, owner.start_ticks) for owner in connected}
+        """Give back the rows of clients that nobody watched when their processes exited.
+
+        Owners are watched, and when one dies its rows go with its sessions.
+        """
+        watched = connected | self._table.owned.keys()
+        there = {(owner.pid, owner.start_ticks) for owner in watched}
         for pid, start_ticks in {(c.pid, c.start_ticks) for c in self._table.clients()} - there:
             if self.watcher.life_of(Owner(pid, start_ticks, 0)) is Life.DEAD:
                 self._table.forget_process(pid, start_ticks)

@@ -105,5 +105,7 @@ class Heartbeat:
             return b""
         try:
             return os.pread(descriptor, at.WORD_BYTES, at.H_HEARTBEAT_NS * at.WORD_BYTES)
+        except OSError:  # a directory, say: its manager is about to tell
+            return b""
         finally:
             os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import resource
@@ -11,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shmstore import config
 from shmstore._os import paths as os_paths
 from shmstore._os import process
 from shmstore._os.lock import ManagerLock
@@ -76,6 +78,7 @@ def serve(
             stack.callback(os.close, linked)
         bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         stack.callback(os.close, bell)
+        _make_room_for_descriptors(bell)
         file = TableFile(
             paths,
             launch.options,
@@ -137,6 +140,18 @@ def _raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _make_room_for_descriptors(some: int) -> None:
+    """Make this process's table of descriptors large while there is no second thread.
+
+    With one, each doubling of it waits for all cores to have left what they do in the kernel: some
+    10 ms, five times on the way to a thousand owners, and every client waits with it.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = min(limit, config.DESCRIPTORS_EXPECTED) - 1
+    with contextlib.suppress(OSError):  # it is taken: then there is room
+        os.close(fcntl.fcntl(some, fcntl.F_DUPFD_CLOEXEC, highest))
 
 
 @contextlib.contextmanager

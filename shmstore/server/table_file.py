@@ -155,12 +155,13 @@ class TableFile:
         quarantine = Quarantine(self.paths.directory / f"{self.paths.name}.quarantine")
         words.store(at.H_EPOCH, words.load(at.H_EPOCH) + 1)
         try:
-            derived = recovery.recover(
-                words,
-                layout,
-                quarantine=quarantine.take,
-                beat=lambda: words.store(at.H_HEARTBEAT_NS, clock.boot_ns()),
-            )
+            with memory.nothing_collected():
+                derived = recovery.recover(
+                    words,
+                    layout,
+                    quarantine=quarantine.take,
+                    beat=lambda: words.store(at.H_HEARTBEAT_NS, clock.boot_ns()),
+                )
         except TableCorruptError as error:
             self._give_up(found, error.reason)
             return False

@@ -264,6 +264,35 @@ class TestLife:
         assert process._threads_of(child.pid) == 0
 
 
+class TestSame:
+    """is_still: whether the process that has a pid now is an owner that runs."""
+
+    def test_by_its_number(self, children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where pidfds are numbered nothing else is looked at, and another number is another."""
+        child = children.sleeper()
+        owner = identity(child.pid)
+        if not owner.inode:
+            pytest.skip("this kernel does not number pidfds")
+        pidfd = os.pidfd_open(child.pid)
+        monkeypatch.delattr(process, "start_ticks")
+        assert process.is_still(owner, pidfd)
+        assert not process.is_still(Owner(owner.pid, owner.start_ticks, owner.inode + 1), pidfd)
+        child.kill_to_zombie()
+        assert not process.is_still(owner, pidfd)
+        os.close(pidfd)
+
+    def test_by_its_start(self, children: Children) -> None:
+        """Elsewhere the start time decides."""
+        child = children.sleeper()
+        owner = identity(child.pid)
+        pidfd = os.pidfd_open(child.pid)
+        assert process.is_still(Owner(owner.pid, owner.start_ticks, 0), pidfd)
+        assert not process.is_still(Owner(owner.pid, owner.start_ticks + 1, 0), pidfd)
+        child.kill_to_zombie()
+        assert not process.is_still(Owner(owner.pid, owner.start_ticks, 0), pidfd)
+        os.close(pidfd)
+
+
 class TestUser:
     """effective_uid."""
 
