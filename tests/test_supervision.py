@@ -428,6 +428,8 @@ class TestEnds:
                 with pytest.raises(StoreNotRunningError):
                     store.get("A")
             assert {path.name for path in store_dir.iterdir()} <= KEPT
+            with locked(server.files.lock) as lock:
+                assert lock.version_floor >= highest
 
 
 class TestFilesRemoved:
@@ -494,6 +496,17 @@ def remove(directory: Path, which: list[str]) -> None:
         shutil.rmtree(directory)
     for one in which:
         (directory / f"t.{one}").unlink()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[ManagerLock]:
+    """Hold a manager's lock that nobody has."""
+    lock = ManagerLock.acquire(path)
+    assert lock is not None
+    try:
+        yield lock
+    finally:
+        lock.release()
 
 
 def locked_by(path: Path, byte: int) -> int:

@@ -16,6 +16,7 @@ A new table is built under a temporary name and renamed when ready: nobody ever 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
@@ -105,6 +106,8 @@ class TableFile:
             os.close(found.descriptor)
             found = None
             if resume:
+                with contextlib.suppress(OSError):
+                    lock.raise_version_floor(self._floor)
                 paths.table.unlink(missing_ok=True)
                 msg = f"store {paths.name!r} was ended, and its manager died over it"
                 raise StoreNotRunningError(msg, name=paths.name)
@@ -348,7 +351,9 @@ class TableFile:
             (layout.arena_offset, lines_end),
         ):
             memory.reserve(descriptor, begin, end - begin)
-            copy[begin:end] = words.copy_out(begin, end - begin)
+            for offset in range(begin, end, config.RESERVE_CHUNK_BYTES):  # not all of it twice
+                size = min(config.RESERVE_CHUNK_BYTES, end - offset)
+                copy[offset : offset + size] = words.copy_out(offset, size)
         return _Mapped(descriptor, layout, Words(copy, memory.fence()))
 
     def set_supervisor(self, pid: int) -> None:
