@@ -203,6 +203,7 @@ class TableReader:
         """Decode a new region word; a region outside the pages is no region of ours."""
         region = Region(word)
         if not region.within(self.layout.arena_line, self._lines_reserved()):
+            self._refuse_ended()  # it was given up for that: the next one has the sessions
             msg = f"the table's index word {word:#x} names lines that it does not have"
             raise TableCorruptError(msg, reason="index region out of bounds")
         self._region = (word, region.start, region.mask)  # one tuple: threads never see half of it

@@ -176,11 +176,11 @@ class Host:
         """End the table; its files go, and readers are told why."""
         self.pins.close()
         end_table(self.file.words, self.file.layout, state)
-        self.file.unlink()
-        try:
+        try:  # before the table goes, which has it too: a kill in between loses nothing
             self.file.lock.raise_version_floor(self._table.next_version)
         except OSError:
             _log.exception("the version reached cannot be kept; the clock has to serve")
+        self.file.unlink()
 
     def _given(self, request: Operation, caller: Owner) -> Owner | UnsetType | None:
         """Return the owner that a request names, watched and alive; UNSET when it names none."""

@@ -122,5 +122,7 @@ def copy(table: Mapped, descriptor: int) -> Mapped:
         (layout.arena_offset, words.load(at.H_LINES_RESERVED) * at.LINE_BYTES),
     ):
         memory.reserve(descriptor, begin, end - begin)
-        into[begin:end] = words.copy_out(begin, end - begin)
+        for offset in range(begin, end, config.RESERVE_CHUNK_BYTES):  # not all of it twice
+            size = min(config.RESERVE_CHUNK_BYTES, end - offset)
+            into[offset : offset + size] = words.copy_out(offset, size)
     return Mapped(descriptor, layout, Words(into, memory.fence()))

@@ -97,6 +97,8 @@ class TableFile:
             os.close(found.descriptor)
             found = None
             if resume:
+                with contextlib.suppress(OSError):
+                    lock.raise_version_floor(self._floor)
                 paths.table.unlink(missing_ok=True)
                 msg = f"store {paths.name!r} was ended, and its manager died over it"
                 raise StoreNotRunningError(msg, name=paths.name)

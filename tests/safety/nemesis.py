@@ -62,12 +62,11 @@ def fork(function: Callable[[], None]) -> int:
     return pid
 
 
-def fork_of_fork(function: Callable[[], None], store: SessionStore) -> int:
-    """Run a function in a fork of a fork that has used the handle; return its pid."""
+def fork_of_fork(function: Callable[[], None]) -> int:
+    """Run a function in a fork of a fork; return its pid."""
     read, write = os.pipe()
 
     def between() -> None:
-        store.delete("nothing of the kind")
         os.write(write, str(fork(function)).encode())
 
     pid = fork(between)
@@ -169,7 +168,7 @@ class Storm:
             except BaseException:  # noqa: BLE001  # whatever it is, the test is to have it
                 self.board.fail()
 
-        return identity_of(fork_of_fork(run, self._store) if seat % 2 else fork(run))
+        return identity_of(fork_of_fork(run) if seat % 2 else fork(run))
 
     def journal(self, seat: int) -> Path:
         """Return the file in which the writer of this seat keeps what it knows."""
