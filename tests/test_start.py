@@ -121,7 +121,7 @@ class TestStart:
         store_dir.chmod(0o700)
         (store_dir / "t.table").unlink()
         (store_dir / "t.table").mkdir()
-        with pytest.raises(ManagerUnavailableError, match="IsADirectoryError"):
+        with pytest.raises(AccessDeniedError, match="is a directory"):
             starter.start(launch(store_dir), soon())
 
     def test_linked_to_the_dead(self, store_dir: Path, children: Children) -> None:
