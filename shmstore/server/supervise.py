@@ -133,7 +133,8 @@ class Heartbeat:
         """Say whether it has not changed for HUNG_S of this process's clock.
 
         Between two calls no more than an interval counts: if this process stood still meanwhile,
-        so may the manager have.
+        so may the manager have. A table that was removed, and cannot be made anew for want of room,
+        would be lost with its manager.
         """
         now_s = time.monotonic()
         if now_s - self._since_s < config.HEARTBEAT_S:
@@ -141,7 +142,7 @@ class Heartbeat:
         self._since_s = now_s
         self._still_s += config.HEARTBEAT_S
         beat = self._load()
-        if beat != self._last:
+        if beat != self._last or not beat:  # without a table nothing says that it hangs
             self._last, self._still_s = beat, 0.0
         return self._still_s >= config.HUNG_S
 
