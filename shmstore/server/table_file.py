@@ -25,13 +25,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from shmstore import config
 from shmstore._os import clock, memory, process
 from shmstore._os import paths as os_paths
-from shmstore._os.lock import ManagerLock, names
+from shmstore._os.lock import ManagerLock, lock_whole, names
 from shmstore._table import header, recovery
 from shmstore._table import layout as at
 from shmstore._table.layout import Layout
 from shmstore._table.words import Words
 from shmstore._table.writer import TableWriter, end_table
-from shmstore.errors import StoreNotRunningError, TableCorruptError, TableFormatError
+from shmstore.errors import (
+    StoreAlreadyRunningError,
+    StoreNotRunningError,
+    TableCorruptError,
+    TableFormatError,
+)
 from shmstore.server.quarantine import Quarantine
 
 if TYPE_CHECKING:
@@ -92,6 +97,7 @@ class TableFile:
             StoreFullError: The file system has no room for even an empty one.
             TableFormatError: The table is of another format.
             StoreNotRunningError: The end of the table had begun, and `resume` was said.
+            StoreAlreadyRunningError: Its manager lives: it has only lost the file of its lock.
 
         The lock is given up with the table; after an error it is still the caller's.
         """
@@ -126,6 +132,9 @@ class TableFile:
         except FileNotFoundError:
             return None
         try:
+            if not lock_whole(descriptor):
+                msg = f"the table of store {self._paths.name!r} has a manager, which lost its lock"
+                raise StoreAlreadyRunningError(msg, name=self._paths.name)
             found = self._map(descriptor)
         except BaseException:
             os.close(descriptor)
@@ -232,6 +241,7 @@ class TableFile:
         building = self._building()
         descriptor = os.open(building, _NEW_FILE, 0o600)
         try:
+            lock_whole(descriptor)
             self._use(self._build(descriptor, options), None)
             building.rename(self._paths.table)
         except BaseException:
@@ -326,6 +336,7 @@ class TableFile:
         building = self._building()
         descriptor = os.open(building, _NEW_FILE, 0o600)
         try:
+            lock_whole(descriptor)
             mapped = self._copy_to(descriptor)
             building.rename(self._paths.table)
         except BaseException:
