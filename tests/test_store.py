@@ -698,13 +698,14 @@ class TestHandle:
         store.create(code="A")
 
         def used() -> tuple[int, int]:
+            count = descriptors()  # first: it collects what earlier tests left, maps among it
             maps = subprocess.run(  # noqa: S602  # our own maps
                 f"grep -c t.table /proc/{os.getpid()}/maps",  # likewise
                 shell=True,
                 capture_output=True,
                 check=True,
             )
-            return descriptors(), int(maps.stdout)
+            return count, int(maps.stdout)
 
         before = used()
         for _ in range(10):
@@ -1120,7 +1121,8 @@ def _fleeting(children: Children, directory: Path) -> Forked:
     def hurry() -> None:
         config.HEARTBEAT_S = 0.02  # type: ignore[misc]  # in a process of its own
 
-    options = StoreOptions(map_size_bytes=1 << 22, idle_timeout_s=0.01)
+    # Long enough for a handle to come to it on a slow machine.
+    options = StoreOptions(map_size_bytes=1 << 22, idle_timeout_s=0.5)
     return serve_in_fork(children, directory, options=options, before=hurry)
 
 

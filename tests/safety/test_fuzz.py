@@ -630,6 +630,7 @@ def answer_of(read: Callable[[], object], true: object) -> tuple[Any, Any]:
 HARMLESS: Final = {
     **dict.fromkeys((at.H_BOOT_HIGH, at.H_BOOT_LOW), "which boot: the next manager asks"),
     **dict.fromkeys(range(at.H_MAX_SESSION_BYTES, at.H_CREATED_NS + 1), "options: any is one"),
+    **dict.fromkeys((at.H_PID_NAMESPACE, at.H_BOOT_OFFSET_NS), "whose pids: who adopts asks"),
     **dict.fromkeys(range(at.H_EPOCH, at.H_QUARANTINED + 1), "figures, for people"),
     at.H_ROWS: "as many pages as before: the same geometry",
     at.H_SLOTS: "the same",
