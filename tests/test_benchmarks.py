@@ -71,6 +71,17 @@ def test_nobody_elses_session_went_with_the_dead(found: Found) -> None:
     assert touched["figure"]["median"] == 0
 
 
+def test_no_read_failed_while_managers_died(found: Found) -> None:
+    report, _, _ = found
+    failed = [
+        comparison["figure"]["median"]
+        for case in report["cases"]
+        for comparison in case["comparisons"]
+        if "reads that failed" in comparison["claim"]
+    ]
+    assert failed == [0, 0, 0]
+
+
 def test_a_whole_run_says_where_it_ran_and_draws_it(found: Found) -> None:
     report, _, output = found
     assert report["whole"]

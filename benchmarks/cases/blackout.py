@@ -108,14 +108,15 @@ def _kill_again_and_again(
         blackouts = _Blackouts(store, writer, reader)
         sides = {ours: blackouts.one, theirs: writer.without(process_of(bench, "pass"))}
         samples = measure.interleave(sides, bench.scale.kills_count, warm_ups=1)
-    before, inside = blackouts.hot_ns
     result.add(samples, yardsticks=(theirs,))
-    result.add({f"hot get before, {what}": before, f"hot get in a blackout, {what}": inside})
     p50s = [statistics.median(samples[name]) for name in (ours, theirs)]
     allowed = p50s[1] + _FOR_A_SESSION_NS * store.count_active() + _FOR_AN_OWNER_NS * owners_count
     claim = f"p50 of {ours} <= 1 x / (python + 15 us a session + 40 us an owner)"
     result.judge(claim, "x", [p50s[0] / allowed], 1.0)
-    result.judge(f"hot get in a blackout <= 1.5 x / before, {what}", "x", blackouts.hot, 1.5)
+    if blackouts.hot:  # a few short ones on a busy machine may pass between two looks
+        before, inside = blackouts.hot_ns
+        result.add({f"hot get before, {what}": before, f"hot get in a blackout, {what}": inside})
+        result.judge(f"hot get in a blackout <= 1.5 x / before, {what}", "x", blackouts.hot, 1.5)
     errors = [float(blackouts.errors_count)]
     result.judge(f"reads that failed or missed, {what} <= 0", "", errors, 0.0)
     result.notes.append(
