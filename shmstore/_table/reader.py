@@ -202,6 +202,8 @@ class TableReader:
 
     def _enter(self, word: int) -> tuple[int, int, int]:
         """Decode a new region word; a region outside the pages is no region of ours."""
+        if self._fence is not None:
+            self._fence()  # its words, and the pages that it stands on, were stored before it
         region = Region(word)
         if not region.within(self.layout.arena_line, self._lines_reserved()):
             msg = f"the table's index word {word:#x} names lines that it does not have"
@@ -318,6 +320,8 @@ class TableReader:
 
     def _unless_changed(self, slot: int, where: int, word: int) -> object:
         """Say that the slot's word changed; if it did not, what it names is damaged."""
+        if self._fence is not None:
+            self._fence()
         if self.view[where] != word:
             return _CHANGED
         msg = f"slot {slot} names a batch in line {word & LINE_MASK} that is not its own"
@@ -369,6 +373,8 @@ class TableReader:
             TableEndedError: The table has ended.
 
         """
+        if self._fence is not None:
+            self._fence()
         count = self.view[at.H_COUNT]
         self._refuse_ended()
         return count
@@ -482,6 +488,8 @@ class TableReader:
 
     def _refuse_ended(self) -> None:
         """Nothing found is believed only of a table that is READY."""
+        if self._fence is not None:
+            self._fence()
         state = self.view[at.H_STATE]  # SYNC-end
         if state != at.STATE_READY:
             raise TableEndedError(state)
