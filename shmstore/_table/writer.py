@@ -300,12 +300,12 @@ class TableWriter:
         lsn = self.lsn + 1
         if note is None:
             self.lsn = lsn
+            if self._fence is not None:
+                self._fence()  # what was published last, before this
         else:
             line = self._arena.allocate(1)
             outcome = record.encode_outcome(lsn=lsn, slot=slot, note=note, result=1)
             self._note(row, note, self._fill(line, outcome, lsn))
-            if self._fence is not None:
-                self._fence()
         self._replace_ctl(slot, lsn << at.LINE_BITS)  # SYNC-publish: pairs with the reader's load
         if self._fence is not None:
             self._fence()
