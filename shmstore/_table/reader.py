@@ -303,9 +303,7 @@ class TableReader:
         item = next((item for item in batch.items if item.slot == slot), None) if batch else None
         if batch is None or item is None or batch.row >= self.layout.rows_max:
             return self._unless_changed(slot, where, word)
-        if word not in judged:
-            if self._fence is not None:
-                self._fence()
+        if word not in judged:  # `_under` had its fences since the control words were loaded
             judged[word] = self.view[self.layout.rows_index + batch.row] == word  # SYNC-batch
         counts = item.after if judged[word] else item.before
         session = None
