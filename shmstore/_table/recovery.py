@@ -293,6 +293,7 @@ class _Recovery:
         found = {slot: index.find(view, region, tag, slot) for slot, tag in tags.items()}
         right = set(found.values())
         used = 0
+        words.fence()  # the control words that became free, before the tombstones
         for place, word in enumerate(
             view[region.start : region.start + region.size].tolist(), region.start
         ):
