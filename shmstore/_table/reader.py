@@ -201,6 +201,8 @@ class TableReader:
 
     def _enter(self, word: int) -> tuple[int, int, int]:
         """Decode a new region word; a region outside the pages is no region of ours."""
+        if self._fence is not None:
+            self._fence()  # its words, and the pages that it stands on, were stored before it
         region = Region(word)
         if not region.within(self.layout.arena_line, self._lines_reserved()):
             self._refuse_ended()  # it was given up for that: the next one has the sessions
@@ -301,9 +303,7 @@ class TableReader:
         item = next((item for item in batch.items if item.slot == slot), None) if batch else None
         if batch is None or item is None or batch.row >= self.layout.rows_max:
             return self._unless_changed(slot, where, word)
-        if word not in judged:
-            if self._fence is not None:
-                self._fence()
+        if word not in judged:  # `_under` had its fences since the control words were loaded
             judged[word] = self.view[self.layout.rows_index + batch.row] == word  # SYNC-batch
         counts = item.after if judged[word] else item.before
         session = None
@@ -318,6 +318,8 @@ class TableReader:
 
     def _unless_changed(self, slot: int, where: int, word: int) -> object:
         """Say that the slot's word changed; if it did not, what it names is damaged."""
+        if self._fence is not None:
+            self._fence()
         if self.view[where] != word:
             return _CHANGED
         msg = f"slot {slot} names a batch in line {word & LINE_MASK} that is not its own"
@@ -369,6 +371,8 @@ class TableReader:
             TableEndedError: The table has ended.
 
         """
+        if self._fence is not None:
+            self._fence()
         count = self.view[at.H_COUNT]
         self._refuse_ended()
         return count
@@ -482,6 +486,8 @@ class TableReader:
 
     def _refuse_ended(self) -> None:
         """Nothing found is believed only of a table that is READY."""
+        if self._fence is not None:
+            self._fence()
         state = self.view[at.H_STATE]  # SYNC-end
         if state != at.STATE_READY:
             raise TableEndedError(state)

@@ -303,6 +303,7 @@ class _Recovery:
         there = view[region.start : region.start + region.size].tolist()
         right, missing = self._places(region, there)
         used = region.size - there.count(0)
+        words.fence()  # the control words that became free, before the tombstones
         if used > len(right) + there.count(at.TOMBSTONE):  # else all are right: no look at each
             for place, word in enumerate(there, region.start):
                 if word not in {0, at.TOMBSTONE} and place not in right:

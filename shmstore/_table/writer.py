@@ -35,6 +35,9 @@ Rules:
 - Lines are given back when no control word and no row names them any more; a reader that is
   copying them sees its control word changed.
 - Everything in this object is derived from the table and could be derived again.
+- A fence stands where a reader could tell the difference. Of a row only a batch's is read by
+  readers, and a kill leaves all stores before it, on every machine: so none stands after the row of
+  a single write, nor between the index words of a batch and its pending words.
 """
 
 from __future__ import annotations
@@ -230,8 +233,6 @@ class TableWriter:
         word = self._fill(line, block, lsn)
         if note is not None:
             self._note(row, note, word)
-        if self._fence is not None:
-            self._fence()
         self._index_used += index.put(words, self._region, index.tag_of(code, self._salt), slot)
         if self._fence is not None:
             self._fence()
@@ -271,8 +272,6 @@ class TableWriter:
         word = self._fill(line, block, lsn)
         if note is not None:
             self._note(row, note, word)
-        if self._fence is not None:
-            self._fence()
         self._replace_ctl(slot, word)  # SYNC-publish: pairs with the reader's load
         self._count(at.H_UPDATED)
         if owner is None or owner is not old.owner:
@@ -303,11 +302,11 @@ class TableWriter:
         lsn = self.lsn + 1
         if note is None:
             self.lsn = lsn
+            if self._fence is not None:
+                self._fence()  # what was published last, before this
         else:
             outcome = record.encode_outcome(lsn=lsn, slot=slot, note=note, result=1)
             self._note(row, note, self._fill(line, outcome, lsn))
-            if self._fence is not None:
-                self._fence()
         self._replace_ctl(slot, lsn << at.LINE_BITS)  # SYNC-publish: pairs with the reader's load
         if self._fence is not None:
             self._fence()
@@ -445,12 +444,10 @@ class TableWriter:
     ) -> None:
         """Store the words of a batch, in their order."""
         words, ctl_index = self._words, self._ctl_index
-        words.fence()
         for change, item in zip(changes, items, strict=True):
             if change.old is None:
                 tag = index.tag_of(change.code, self._salt)
                 self._index_used += index.put(words, self._region, tag, item.slot)
-        words.fence()
         for item in items:
             words.store(ctl_index + item.slot, pending)  # SYNC-batch: pairs with reader._through
         words.fence()
@@ -531,10 +528,10 @@ class TableWriter:
     def _fill(self, line: int, block: bytes, lsn: int) -> int:
         """Copy a block into lines that nothing names, and return the word that will name it."""
         if self._fence is not None:
-            self._fence()  # what last read these lines is done before they change
+            self._fence()  # whoever reads these lines for what they were finds that gone
         self._words.copy_in(line * at.LINE_BYTES, block)
         if self._fence is not None:
-            self._fence()
+            self._fence()  # whatever will name the block
         self.lsn = lsn
         return lsn << at.LINE_BITS | line
 
@@ -667,8 +664,8 @@ class TableWriter:
     def _first_use(self) -> int:
         """Move the high-water mark over the next slot and return it; its pages are reserved."""
         self._slots_used += 1
+        # Before the slot's first use, or a list would miss it: the block has a fence before it.
         self._words.store(at.H_SLOTS_USED, self._slots_used)  # SYNC-mark: pairs with reader._ctls
-        self._words.fence()  # the mark before the slot's first use: a list must not miss it
         return self._slots_used - 1
 
     def _reserve_slot(self, slot: int) -> None:
