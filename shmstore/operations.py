@@ -250,6 +250,10 @@ def _refuse_stale(owner: Owner | None, context: Context) -> None:
 
 def _check_values(fields: Fields) -> None:
     """Refuse what readers could not take, whatever the client checked: others have to read it."""
+    if fields.created_at is not UNSET:
+        check_value(fields.created_at, "created_at")
+    if fields.connected_at is not UNSET:
+        check_value(fields.connected_at, "connected_at")
     if fields.sender_info is not UNSET:
         check_value(fields.sender_info, "sender_info")
     if fields.receiver_info is not UNSET:

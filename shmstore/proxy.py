@@ -96,7 +96,13 @@ class _Link:
     def __init__(self) -> None:
         self.socket: socket.socket | None = None
         pid = os.getpid()
-        ticks = process.identify_self().start_ticks
+        try:
+            ticks = process.identify_self().start_ticks
+        except ShmStoreError:
+            raise
+        except OSError as error:
+            msg = f"this process cannot look at itself in /proc: {error}; close what is not needed"
+            raise ManagerUnavailableError(msg) from error
         self.client = ClientId(pid, ticks, next(_clients))
         self.lock = threading.RLock()
         # Not in the types, but what threading.Condition asks of every lock.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -583,3 +583,14 @@ def test_any_sequence_agrees_with_a_dict(
         assert not desk.table.violations()
         for each in "ABC":
             assert desk.get(each) == model.get(each)
+
+
+@pytest.mark.parametrize("field", ["created_at", "connected_at"])
+def test_a_time_of_no_year_in_utc_is_refused(field: str) -> None:
+    """Whatever a client sends: such a time could be written, and never be read."""
+    desk = Desk()
+    late: Any = datetime(9999, 12, 31, 23, 59, tzinfo=timezone(timedelta(hours=-1)))
+    given: dict[str, Any] = {field: late}
+    with pytest.raises(TypeError, match=field):
+        desk.apply(Create(*desk.head(), Fields(code="A", **given), False))
+    assert not desk.table.writer.codes

@@ -121,7 +121,7 @@ class TestStart:
         store_dir.chmod(0o700)
         (store_dir / "t.table").unlink()
         (store_dir / "t.table").mkdir()
-        with pytest.raises(ManagerUnavailableError, match="IsADirectoryError"):
+        with pytest.raises(AccessDeniedError, match="is a directory"):
             starter.start(launch(store_dir), soon())
 
     def test_linked_to_the_dead(self, store_dir: Path, children: Children) -> None:
@@ -333,3 +333,17 @@ class TestTable:
             assert view[at.H_COUNT] == at.NEVER
             assert (bare.codes, bare.host.epoch) == (set(), 1)
             assert bare.create("A").version > last.version
+
+    def test_whose_versions_are_damage(
+        self, store_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A base that no clock ever had does not become the floor of all tables to come."""
+        with bare_host(store_dir) as bare:
+            bare.create("A")
+            bare.file.words.store(at.H_BASE, 1 << 62)
+            monkeypatch.setattr(type(bare.file), "unlink", lambda _: None)
+        monkeypatch.undo()
+        with bare_host(store_dir) as bare:
+            (notice,) = bare.file.notices
+            assert "moved aside" in notice
+            assert bare.create("A").version < 1 << 61

@@ -33,7 +33,7 @@ from shmstore.errors import (
     TableFormatError,
 )
 from shmstore.model import StoreOptions
-from shmstore.server import supervise
+from shmstore.server import managed, supervise
 from shmstore.server.host import Host
 from shmstore.wire.launch import Launch, Launched
 from tests.hosts import SMALL
@@ -281,7 +281,7 @@ class TestManagerStopped:
         monkeypatch.setattr(time, "monotonic", lambda: now_s)
         table = store_dir / "t.table"
         table.write_bytes(bytes(at.PAGE_BYTES))
-        heartbeat = supervise.Heartbeat(table)
+        heartbeat = managed.Heartbeat(table)
         needed = round(config.HUNG_S / config.HEARTBEAT_S)
         for look in range(1, needed):
             now_s += 1000.0

@@ -46,6 +46,8 @@ MAP_BYTES_PER_SLOT: Final = 512
 LINE_BITS: Final = 28
 LINE_MASK: Final = (1 << LINE_BITS) - 1
 LSN_END: Final = 1 << (64 - LINE_BITS)
+VERSION_END: Final = 1 << 62
+"""Microseconds since 1970: not in 100,000 years; and half of what a request can hold."""
 LOG2_SHIFT: Final = 22
 LOG2_MASK: Final = 0x3F
 PLACE_MASK: Final = (1 << LOG2_SHIFT) - 1

@@ -300,11 +300,10 @@ class _Recovery:
         words, view = self._words, self._view
         there = view[region.start : region.start + region.size].tolist()
         right, missing = self._places(region, there)
-        used = 0
-        for place, word in enumerate(there, region.start):
-            if word:
-                used += 1
-                if word != at.TOMBSTONE and place not in right:
+        used = region.size - there.count(0)
+        if used > len(right) + there.count(at.TOMBSTONE):  # else all are right: no look at each
+            for place, word in enumerate(there, region.start):
+                if word not in {0, at.TOMBSTONE} and place not in right:
                     words.store(place, at.TOMBSTONE)
         self._beat()
         for slot, tag in missing:

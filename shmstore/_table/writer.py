@@ -312,6 +312,7 @@ class TableWriter:
         if self._fence is not None:
             self._fence()
         self._bury(code, slot)
+        self._words.store(at.H_COUNT, len(self.codes))
         self._count(counter)
         self._disown(slot, owner)
         self.mutating = False
@@ -343,6 +344,7 @@ class TableWriter:
         self._publish(changes, items, row, note, pending)
         for change, item in zip(changes, items, strict=True):
             self._settle(change, item.slot, now_ns)
+        self._words.store(at.H_COUNT, len(self.codes))  # once: a count is of all of it, or nothing
         self.mutating = False
 
     def forget(self, client: ClientId) -> None:
@@ -476,7 +478,6 @@ class TableWriter:
             self._count(at.H_DELETED)
             return
         self.codes[change.code] = slot
-        self._words.store(at.H_COUNT, len(self.codes))
         self._own(slot, old, change.owner, now_ns)
         self._count(at.H_CREATED if change.old is None else at.H_UPDATED)
 
@@ -566,7 +567,6 @@ class TableWriter:
         self._words.store(place, at.TOMBSTONE)
         del self.codes[code]
         self._free_slots.append(slot)
-        self._words.store(at.H_COUNT, len(self.codes))
 
     def _note(self, row: int, note: Note, word: int) -> None:
         """Store the client's outcome, and give back the one before it."""

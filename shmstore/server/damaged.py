@@ -7,13 +7,23 @@ layout of a table of this size has its words, and so they can still be told that
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from shmstore import config
-from shmstore._os import memory
+from shmstore._os import clock, memory
 from shmstore._table import layout as at
 from shmstore._table.layout import Layout
 from shmstore._table.words import Words
 from shmstore.server.mapped import Mapped
+
+_VERSION_MAX_AHEAD_US: Final = 10 * 365 * 24 * 3600 * 10**6
+"""No damaged table's version is so far ahead of the clock; one that is belongs to the damage."""
+
+
+def version_reached(found: Mapped) -> int:
+    """Return the highest version that it may have given out; 0 if what it says is damage."""
+    version = found.version_reached
+    return version if version < clock.wall_us() + _VERSION_MAX_AHEAD_US else 0
 
 
 def existing(descriptor: int) -> Mapped | None:

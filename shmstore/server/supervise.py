@@ -40,7 +40,7 @@ from shmstore.errors import (
 from shmstore.server import run
 from shmstore.server.listener import Listener
 from shmstore.server.loop import FAULT_EXIT_CODE
-from shmstore.server.managed import ANSWERED, READY, Heartbeat, Manager
+from shmstore.server.managed import ANSWERED, READY, Heartbeat, Manager, say
 from shmstore.wire import launch as wire
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ _log = logging.getLogger("shmstore.server")
 _ENDED: Final = 0
 _REFUSED: Final = 3
 _RUNNING: Final = 4
-"""Exit codes of a manager: its store has ended; it cannot start, and has said why; another has the
-store."""
+"""Exit codes of a manager: its store has ended; it cannot start; another has the store."""
 
 _ORDERS: Final = (signal.SIGTERM, signal.SIGINT)
 """Signals that order the store to end."""
@@ -153,7 +152,7 @@ class Supervising:
 
         def ready(notices: list[str]) -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _ORDERS)
-            _say(mouth, READY)
+            say(mouth, READY)
             self._tell(wire.Launched(os.getpid(), tuple(notices)))
 
         try:
@@ -163,7 +162,7 @@ class Supervising:
                 supervisor=parent,
                 resume=self._told,
                 ready=ready,
-                answered=lambda: _say(mouth, ANSWERED),
+                answered=lambda: say(mouth, ANSWERED),
             )
         except StoreAlreadyRunningError:
             self._tell(wire.NotLaunched(running=True))
@@ -299,9 +298,3 @@ class Supervising:
 
     def _note_end(self, *_: object) -> None:
         self._asked_to_end = True
-
-
-def _say(mouth: int, word: bytes) -> None:
-    """Say how far this manager has come; its supervisor may have gone, and need not hear it."""
-    with contextlib.suppress(BrokenPipeError):
-        os.write(mouth, word)

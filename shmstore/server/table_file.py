@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from shmstore._os import clock, memory, process
 from shmstore._os import paths as os_paths
@@ -43,10 +43,6 @@ if TYPE_CHECKING:
     from shmstore.server.mapped import Mapped
 
 _log = logging.getLogger("shmstore.server")
-
-
-_VERSION_MAX_AHEAD_US: Final = 10 * 365 * 24 * 3600 * 10**6
-"""No damaged table's version is so far ahead of the clock; one that is belongs to the damage."""
 
 
 class TableFile:
@@ -150,8 +146,9 @@ class TableFile:
     def _adopt(self, found: Mapped) -> bool:
         """Go on with a dead manager's table; False when there is nothing to hold on to."""
         words, layout = found.words, found.layout
-        if words.load(at.H_STATE) != at.STATE_READY:
-            self._give_up(found, f"its state is {words.load(at.H_STATE)}")
+        if words.load(at.H_STATE) != at.STATE_READY or found.version_reached >= at.VERSION_END:
+            state, version = words.load(at.H_STATE), found.version_reached
+            self._give_up(found, f"its state is {state}, and it has reached version {version}")
             return False
         dead = words.load(at.H_MANAGER_PID)
         quarantine = Quarantine(self.paths.directory / f"{self.paths.name}.quarantine")
@@ -175,9 +172,7 @@ class TableFile:
         return True
 
     def _give_up(self, found: Mapped, reason: str) -> None:
-        version = found.version_reached
-        if version < clock.wall_us() + _VERSION_MAX_AHEAD_US:
-            self._floor = max(self._floor, version)
+        self._floor = max(self._floor, damaged.version_reached(found))
         self._set_aside(found.descriptor, reason)
 
     def _set_aside(self, descriptor: int, reason: str) -> None:

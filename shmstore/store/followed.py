@@ -17,7 +17,13 @@ from shmstore._table import header
 from shmstore._table import layout as at
 from shmstore._table.layout import Layout
 from shmstore._table.reader import TableEndedError, TableReader
-from shmstore.errors import ManagerTimeoutError, StoreClosedError, StoreNotRunningError
+from shmstore.errors import (
+    ManagerTimeoutError,
+    ManagerUnavailableError,
+    ShmStoreError,
+    StoreClosedError,
+    StoreNotRunningError,
+)
 from shmstore.proxy import became_another_user
 from shmstore.wire.launch import Launch
 from shmstore.wire.values import check_code
@@ -168,7 +174,13 @@ class FollowedTable:
         """Attach to the table of this name if there is one; of no older manager than `base`'s."""
         if os.geteuid() != self._euid:
             raise became_another_user(self._settings.name, self._euid)
-        reader = _attach(self._paths, self.cache, self._settings.cache_max_count)
+        try:
+            reader = _attach(self._paths, self.cache, self._settings.cache_max_count)
+        except ShmStoreError:
+            raise
+        except OSError as error:
+            msg = f"the table of store {self._settings.name!r} cannot be mapped: {error}"
+            raise ManagerUnavailableError(f"{msg}; close what is not needed") from error
         if reader is None or reader.view[at.H_BASE] < base:
             return False
         self.cache.clear()

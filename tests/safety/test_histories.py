@@ -5,6 +5,7 @@ And what processes with a fault in them do has none: the storm and the checker f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import random
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 import shmstore
-from shmstore.errors import ManagerTimeoutError
+from shmstore.errors import ManagerTimeoutError, SessionNotFoundError
 from shmstore.store import SessionStore
 from shmstore.store.settings import settings_of
 from shmstore.wire import messages
+from tests.processes import DEADLINE_S
 from tests.safety.histories import Plan, Storm
 from tests.safety.linearizable import Operation, refute
 from tests.safety.recording import Recorder, bounded, keeping, read_records
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
 
 TIMEOUT_S: Final = 0.05
 """Of every call: short, so that a manager that stands makes time-outs and not a long test."""
+
+
+PATIENT_S: Final = 10.0
+"""Of calls that are to outlast a restart of everything, on a slow machine."""
 
 
 def opened() -> SessionStore:
@@ -57,9 +63,9 @@ def run_storm(children: Children, reader: SessionStore, tmp_path: Path) -> RunSt
         records = tmp_path / str(seed)
         records.mkdir()
         plan.setdefault("open", opened)
-        return Storm(
-            children, reader, records, Plan(seed=seed, operations=operations, **plan)
-        ).run()
+        reads = plan.pop("reader", reader)
+        storm = Storm(children, reads, records, Plan(seed=seed, operations=operations, **plan))
+        return storm.run()
 
     return run
 
@@ -89,6 +95,41 @@ class Stops:
                     self._store.delete("nobody's", timeout_s=1.5 * TIMEOUT_S)
             finally:
                 os.kill(self._pid, signal.SIGCONT)
+
+
+class Kills:
+    """A nemesis that kills the manager, its supervisor, or both, and waits until one serves.
+
+    Args:
+        store: Whose.
+        seed: When, and whom.
+        share: How often.
+
+    """
+
+    def __init__(self, store: SessionStore, seed: int, share: float = 0.06) -> None:
+        self._store = store
+        self._roll = random.Random(seed)  # noqa: S311  # it has to be repeatable
+        self._share = share
+        self.count = 0
+
+    def __call__(self) -> None:
+        """Kill somebody, or do nothing."""
+        if self._roll.random() < self._share:
+            stats = self._store.stats()
+            both = (stats.manager_pid, stats.supervisor_pid)
+            for pid in self._roll.choice((both[:1], both[:1], both[1:], both)):
+                if pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                    self.count += 1
+            with pytest.raises(SessionNotFoundError):
+                self._store.update("nobody's", timeout_s=DEADLINE_S)
+
+
+def opened_to_start() -> SessionStore:
+    """Open the store as a worker that starts a manager when nobody else does."""
+    return shmstore.open("t", timeout_s=PATIENT_S)
 
 
 def beside_others(history: list[Operation]) -> int:
@@ -133,6 +174,28 @@ def test_a_storm_with_a_manager_that_stands_has_an_order(
     unknown = [o for o in history if o.outcome == "unknown" and o.kind != "delete"]
     done = [o for o in unknown if not marks.isdisjoint(o.fields)]
     assert 0 < len(done) < len(unknown)
+
+
+def test_a_storm_with_managers_that_are_killed_has_an_order(run_storm: RunStorm) -> None:
+    """Through every restart each write takes effect once, and no read goes back."""
+    with opened_to_start() as ours:
+        nemesis = Kills(ours, seed=4, share=0.12)
+        history = run_storm(seed=4, open=opened_to_start, reader=ours, nemesis=nemesis)
+        require_linearizable(history)
+        assert nemesis.count >= 10
+        assert ours.stats().epoch > 5
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_long_storm_with_managers_that_are_killed_has_an_order(run_storm: RunStorm) -> None:
+    """The same, many times over."""
+    with opened_to_start() as ours:
+        nemesis = Kills(ours, seed=5)
+        plan = {"open": opened_to_start, "reader": ours, "nemesis": nemesis}
+        history = run_storm(seed=5, operations=30_000, life_max=4000, **plan)
+        require_linearizable(history)
+        assert nemesis.count >= 100
 
 
 @pytest.mark.long

@@ -147,3 +147,63 @@ def stop(story: Story) -> None:
     story.begin()
     story.delete("A")
     story.end(at.STATE_STOPPED)
+
+
+# --- Batches
+
+
+def update_and_delete(story: Story) -> None:
+    """One session is updated and another goes, as one."""
+    story.create("A", "B")
+    story.begin()
+    story.batch(update="A", delete="B")
+
+
+def both_created(story: Story) -> None:
+    """Two sessions come as one, over a slot that was used and one that never was."""
+    story.create("A")
+    story.delete("A")
+    story.begin()
+    story.batch(create="AB")
+
+
+def changing_hands(story: Story) -> None:
+    """One session goes and another comes, as one; then back again, in the slot that was free."""
+    story.create("A")
+    story.begin()
+    story.batch(create="B", delete="A", note=noted(1, 1))
+    story.batch(create="A", delete="B", note=noted(1, 2))
+
+
+def batch_after_batch(story: Story) -> None:
+    """A client's last outcome is a record that its batch replaces, and then that batch."""
+    story.create("A", note=noted(2, 1))
+    story.create("B", note=noted(1, 1))
+    story.begin()
+    story.batch(update="AB", note=noted(1, 2))
+    story.batch(update="BA", note=noted(1, 3))
+
+
+def batch_and_bystander(story: Story) -> None:
+    """A third session stays, and is written right after the batch, over the lines it gave back."""
+    story.create("A", "B", "C")
+    story.begin()
+    story.batch(update="A", delete="B")
+    story.update("C")
+
+
+def batch_after_growth(story: Story) -> None:
+    """The index moves, and the batch creates in the new one."""
+    story.create("X")
+    story.begin()
+    story.grow()
+    story.batch(create="K", update="X")
+
+
+def forgotten_batch(story: Story) -> None:
+    """The client of a batch says goodbye, and its row no more names it."""
+    story.create("A", "B")
+    story.begin()
+    story.batch(update="AB", note=noted(1, 1))
+    story.forget(noted(1, 1))
+    story.update("B")

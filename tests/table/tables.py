@@ -106,10 +106,16 @@ class Table:
         self.sessions: dict[str, Session] = {}
 
     def next_session(
-        self, code: str, text: str, owner: Owner | None, before: Session | None = None
+        self,
+        code: str,
+        text: str,
+        owner: Owner | None,
+        before: Session | None = None,
+        *,
+        later: int = 0,
     ) -> Session:
-        """Return the session that the next write of this code would publish."""
-        version = self.writer.next_version
+        """Return the session that the next write of this code would publish, or a later one."""
+        version = self.writer.next_version + later
         day = FIRST_DAY + timedelta(minutes=(version - BASE) % 10**6)
         return Session(
             code=code,
