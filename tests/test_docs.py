@@ -29,6 +29,7 @@ from shmstore.model import Owner, StoreOptions
 from shmstore.store import settings
 from tests.table import test_crash_mutants as crash_mutants
 from tests.table import test_crashes as crashes
+from tests.table import test_interleaved_batches as batches
 from tests.table import test_interleavings as interleavings
 from tests.table import test_mutants as mutants
 
@@ -509,6 +510,7 @@ def test_the_page_of_safety_does_not_say_more_than_the_floors() -> None:
     """The explorations are at least as large as the page says."""
     orders = 2  # in which copies go: each case runs in both
     cases = [*interleavings.CASES, *interleavings.IN_HASTE, *interleavings.FENCED]
+    cases += [*batches.BATCHES, *batches.IN_HASTE]
     floors = [
         sum(floor.points for floor in crashes.FLOORS),
         sum(floor.nested for floor in crashes.FLOORS),
