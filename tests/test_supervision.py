@@ -293,6 +293,10 @@ class TestManagerStopped:
         table.write_bytes(bytes([1]) * at.PAGE_BYTES)
         now_s += config.HEARTBEAT_S
         assert not heartbeat.stands_still()
+        table.unlink()
+        for _ in range(2 * needed):
+            now_s += config.HEARTBEAT_S
+            assert not heartbeat.stands_still(), "with the manager the table would be lost"
 
 
 def is_another(words: memoryview, beat: int) -> bool:
@@ -488,6 +492,35 @@ class TestFilesRemoved:
                 kill_manager(new)
                 assert new.update("B", n=2) == old["B"]
                 require_sound(new)
+
+    def test_a_lock_that_was_lost_is_not_taken_over(
+        self, store_dir: Path, children: Children
+    ) -> None:
+        """Whoever starts the store before the heartbeat finds that the table has its manager."""
+        with supervised(children, store_dir, beat_often) as (server, old):
+            kept = old.create(code="A", n=0, owner_pid=None)
+            pid = server.manager_pid
+            os.kill(pid, signal.SIGSTOP)
+            server.process.stop()
+            remove(store_dir, ["lock", "sock"])
+            opening = children.fork(partial(version_of_update_after_open, store_dir))
+            until(lambda: servers_of(store_dir))
+            until(lambda: not servers_of(store_dir))
+            server.process.resume()
+            os.kill(pid, signal.SIGCONT)
+            assert opening.result() == kept.version + 1
+            assert server.manager_pid == pid
+            assert old.stats().epoch == 1
+            assert old["A"].data["n"] == 1
+            require_sound(old)
+            old.stop()
+            server.process.wait()
+
+
+def version_of_update_after_open(directory: Path) -> int:
+    """Open the store and update A; return its version."""
+    with shmstore.open(NAME, directory=directory, timeout_s=60.0) as store:
+        return store.update("A", n=1).version
 
 
 def remove(directory: Path, which: list[str]) -> None:

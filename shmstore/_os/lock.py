@@ -109,6 +109,19 @@ class SupervisorLock(StoreLock):
             fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, ManagerLock.byte)
 
 
+def lock_whole(descriptor: int) -> bool:
+    """Lock a table's file for this process; say False when another one has it.
+
+    The locks above are those of a name, and the file that has them can be removed under a manager.
+    This one goes where the table goes.
+    """
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def names(path: Path, descriptor: int) -> bool:
     """Say whether a path still names the file of a descriptor."""
     try:

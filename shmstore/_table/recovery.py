@@ -30,6 +30,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+import msgspec
+
 from shmstore._table import index, record
 from shmstore._table import layout as at
 from shmstore._table.derived import Derived
@@ -84,7 +86,7 @@ class _Recovery:
         self._salt = words.load(at.H_SALT)
         self._base = words.load(at.H_BASE)
         self._rows: dict[ClientId, tuple[int, Block]] = {}
-        self._blocks: dict[int, Block] = {}  # live slot -> its record
+        self._blocks: dict[int, Block] = {}  # live slot -> its record, less the payload
         self._codes: dict[str, int] = {}
 
     def run(self) -> Derived:
@@ -269,7 +271,7 @@ class _Recovery:
             del self._blocks[other]
             self._drop(other, older, f"its code {code!r} is that of slot {slot}, a later one")
         self._codes[code] = slot
-        self._blocks[slot] = block
+        self._blocks[slot] = msgspec.structs.replace(block, payload=b"")  # else all of it at once
 
     def _session(self, slot: int, block: Block | None) -> Session | str:
         """Return the session of a slot's record, or what is wrong with it."""

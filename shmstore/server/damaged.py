@@ -6,8 +6,9 @@ layout of a table of this size has its words, and so they can still be told that
 
 from __future__ import annotations
 
+import logging
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from shmstore import config
 from shmstore._os import clock, memory
@@ -15,6 +16,11 @@ from shmstore._table import layout as at
 from shmstore._table.layout import Layout
 from shmstore._table.words import Words
 from shmstore.server.mapped import Mapped
+
+if TYPE_CHECKING:
+    from shmstore._os.paths import StorePaths
+
+_log = logging.getLogger("shmstore.server")
 
 _VERSION_MAX_AHEAD_US: Final = 10 * 365 * 24 * 3600 * 10**6
 """No damaged table's version is so far ahead of the clock; one that is belongs to the damage."""
@@ -50,3 +56,16 @@ def end(found: Mapped) -> None:
             word = words.load(where)
             if word & at.LINE_MASK:
                 words.store(where, word & ~at.LINE_MASK)
+
+
+def set_aside(descriptor: int, paths: StorePaths, reason: str) -> str:
+    """Keep a copy for whoever wants to look into it, the last one of these; say what was done."""
+    aside = paths.directory / f"{paths.name}.table.damaged"
+    try:
+        memory.copy_file(descriptor, aside)
+    except OSError as error:
+        _log.warning("no copy of the damaged table could be kept: %s", error)
+    return (
+        f"{paths.table} cannot be read ({reason}): it was moved aside, to {aside}, its sessions "
+        "are lost, and the store begins empty"
+    )

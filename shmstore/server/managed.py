@@ -30,7 +30,7 @@ class Manager:
 
     Attributes:
         is_ready: Whether clients have been served, or could have been.
-        has_answered: Whether it has answered a request.
+        has_answered: Whether it has answered a request, or has lived for long: then it was of use.
 
     """
 
@@ -39,6 +39,7 @@ class Manager:
         self.pidfd = pidfd
         self.ear = ear
         self.is_ready = self.has_answered = ear is None
+        self._since_s = time.monotonic()
 
     def listen(self) -> None:
         """Take what it says of itself."""
@@ -60,6 +61,8 @@ class Manager:
         while self.ear is not None:
             self.listen()  # the pipe's other end is closed: this ends
         os.close(self.pidfd)
+        lived_s = time.monotonic() - self._since_s
+        self.has_answered |= self.is_ready and lived_s > config.RESTARTS_WITHIN_S
         try:
             _, status = os.waitpid(self.pid, 0)
         except ChildProcessError:
@@ -85,7 +88,8 @@ class Heartbeat:
         """Say whether it has not changed for HUNG_S of this process's clock.
 
         Between two calls no more than an interval counts: if this process stood still meanwhile,
-        so may the manager have.
+        so may the manager have. A table that was removed, and cannot be made anew for want of room,
+        would be lost with its manager.
         """
         now_s = time.monotonic()
         if now_s - self._since_s < config.HEARTBEAT_S:
@@ -93,7 +97,7 @@ class Heartbeat:
         self._since_s = now_s
         self._still_s += config.HEARTBEAT_S
         beat = self._load()
-        if beat != self._last:
+        if beat != self._last or not beat:  # without a table nothing says that it hangs
             self._last, self._still_s = beat, 0.0
         return self._still_s >= config.HUNG_S
 

@@ -32,11 +32,7 @@ from typing import TYPE_CHECKING, Final
 
 from shmstore import config
 from shmstore._os import process, spawn
-from shmstore.errors import (
-    ManagerUnavailableError,
-    StoreAlreadyRunningError,
-    StoreNotRunningError,
-)
+from shmstore.errors import ManagerUnavailableError, StoreAlreadyRunningError, StoreNotRunningError
 from shmstore.server import run
 from shmstore.server.listener import Listener
 from shmstore.server.loop import FAULT_EXIT_CODE
@@ -132,7 +128,10 @@ class Supervising:
             self._be_manager(listener, mouth)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(mouth)
-        return Manager(pid, os.pidfd_open(pid), ear)
+        manager = Manager(pid, os.pidfd_open(pid), ear)
+        if self._asked_to_end:  # the one before died over it
+            manager.send(signal.SIGTERM)
+        return manager
 
     def _be_manager(self, listener: Listener, mouth: int) -> None:
         """Serve in this fork, and leave with the code that says how it went."""
@@ -249,8 +248,6 @@ class Supervising:
             code = FAULT_EXIT_CODE if self._files.table.exists() else _ENDED
         self._note_progress(manager)
         if code in {_ENDED, _RUNNING} or (code == _REFUSED and not self._told):
-            return False
-        if self._asked_to_end:
             return False
         _log.warning("the manager, pid %d, died (%d); starting another", manager.pid, code)
         self._fruitless_count = 0 if manager.has_answered else self._fruitless_count + 1

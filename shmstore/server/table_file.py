@@ -24,11 +24,16 @@ from typing import TYPE_CHECKING
 
 from shmstore._os import clock, memory, process
 from shmstore._os import paths as os_paths
-from shmstore._os.lock import ManagerLock, names
+from shmstore._os.lock import ManagerLock, lock_whole, names
 from shmstore._table import header, recovery
 from shmstore._table import layout as at
 from shmstore._table.writer import TableWriter, end_table
-from shmstore.errors import StoreNotRunningError, TableCorruptError, TableFormatError
+from shmstore.errors import (
+    StoreAlreadyRunningError,
+    StoreNotRunningError,
+    TableCorruptError,
+    TableFormatError,
+)
 from shmstore.server import damaged, mapped
 from shmstore.server.quarantine import Quarantine
 
@@ -77,9 +82,9 @@ class TableFile:
         Raises:
             StoreFullError: The file system has no room for even an empty one.
             TableFormatError: The table is of another format.
-            AccessDeniedError: What has the table's name is no plain file of this user's; or its
-                owners are processes of another namespace.
+            AccessDeniedError: It is no plain file of this user's, or of another namespace's owners.
             StoreNotRunningError: The end of the table had begun, and `resume` was said.
+            StoreAlreadyRunningError: Its manager lives: it has only lost the file of its lock.
 
         The lock is given up with the table; after an error it is still the caller's.
         """
@@ -114,6 +119,9 @@ class TableFile:
             except FileNotFoundError:
                 return None
             unless_found.callback(os.close, descriptor)
+            if not lock_whole(descriptor):
+                msg = f"the table of store {self.paths.name!r} has a manager, which lost its lock"
+                raise StoreAlreadyRunningError(msg, name=self.paths.name)
             found = self._map(descriptor)
             if found is not None:
                 unless_found.pop_all()
@@ -176,16 +184,7 @@ class TableFile:
         self._set_aside(found.descriptor, reason)
 
     def _set_aside(self, descriptor: int, reason: str) -> None:
-        """Keep what cannot be a table for whoever wants to look into it; the last one of these."""
-        aside = self.paths.directory / f"{self.paths.name}.table.damaged"
-        try:
-            memory.copy_file(descriptor, aside)
-        except OSError as error:
-            _log.warning("no copy of the damaged table could be kept: %s", error)
-        self._say(
-            f"{self.paths.table} cannot be read ({reason}): it was moved aside, to {aside}, its "
-            "sessions are lost, and the store begins empty"
-        )
+        self._say(damaged.set_aside(descriptor, self.paths, reason))
 
     def _say(self, notice: str) -> None:
         _log.warning("%s", notice)
@@ -204,6 +203,7 @@ class TableFile:
         building.unlink(missing_ok=True)
         descriptor = os_paths.open_plain(building, mapped.NEW_FILE)
         try:
+            lock_whole(descriptor)
             yield descriptor
             building.rename(self.paths.table)
         except BaseException:

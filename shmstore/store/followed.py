@@ -140,6 +140,10 @@ class FollowedTable:
         self._looked_ns = now_ns
         return True
 
+    def attach_again(self) -> None:
+        """Come to the file that has the table's name now; a manager may have died over a move."""
+        self._move_on(0)
+
     def start_anew(self, deadline_s: float) -> bool:
         """Start a manager for this handle, unless the store was stopped on purpose.
 

@@ -534,6 +534,7 @@ class SessionStore:
         if self._settings.start and self._table.looks_abandoned():
             with contextlib.suppress(ShmStoreError):  # what is there can be read all the same
                 self._proxy.revive()
+                self._table.attach_again()
         nothing: list[Session] = []
         return self._table.read(TableReader.newest_first, nothing)
 

@@ -16,7 +16,7 @@ import os
 import random
 import traceback
 import zlib
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -170,8 +170,15 @@ _decode: Final = msgspec.json.Decoder(_Line).decode
 _encode: Final = msgspec.json.encode
 
 
+class Gets(Protocol):
+    """A store, or what stands for one."""
+
+    def get(self, code: str, /) -> Session | None:
+        """Return the session of this code."""
+
+
 class Journal:
-    """What one writer after the other knows of its codes; `name` is the writer's.
+    """What one writer after the other knows of the codes that are theirs.
 
     Args:
         path: The file. What is there already is what a killed writer left.
@@ -179,7 +186,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self.codes: dict[str, Known] = {}
         self.certain = dict.fromkeys(COUNTERS, 0)
         self.perhaps = dict.fromkeys(COUNTERS, 0)
@@ -189,8 +196,8 @@ class Journal:
 
     def load(self) -> None:
         """Read what was written; the last call may have been done or not."""
-        if self._path.exists():
-            for line in self._path.read_bytes().splitlines():
+        if self.path.exists():
+            for line in self.path.read_bytes().splitlines():
                 self._take(_decode(line))
         self._give_up_on_pending()
 
@@ -223,7 +230,7 @@ class Journal:
 
     def begin(self) -> None:
         """Write a new file, which begins with what is known."""
-        new = self._path.with_suffix(".new")
+        new = self.path.with_suffix(".new")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
         self._file = os.open(new, flags, 0o600)
         self._write(Call("none", "none", self.number, 0))
@@ -232,7 +239,7 @@ class Journal:
         for code, known in self.codes.items():
             (state,) = known.possible
             self._write(Is(code, state, known.version))
-        new.rename(self._path)
+        new.rename(self.path)
 
     def call(self, kind: str, code: str, owner: int) -> Call:
         """Note that something is about to be asked."""
@@ -254,7 +261,7 @@ class Journal:
     def _write(self, line: _Line) -> None:
         os.write(self._file, _encode(line) + b"\n")
 
-    def compare(self, store: SessionStore) -> None:
+    def compare(self, store: Gets) -> None:
         """Compare what may stand in the table with what does, and know it from then on."""
         for code, known in self.codes.items():
             session = store.get(code)

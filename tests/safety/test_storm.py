@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,9 +12,23 @@ import pytest
 
 import shmstore
 from shmstore._table import layout as at
+from shmstore.model import Session
 from tests.processes import header_of, is_gone, until, with_directory
 from tests.safety.nemesis import READERS, WRITERS, Storm
-from tests.safety.storm import COUNTERS, STABLE, TIMEOUT_S, Journal, is_dead
+from tests.safety.storm import (
+    ABSENT,
+    COUNTERS,
+    KEEP,
+    NOBODY,
+    STABLE,
+    TIMEOUT_S,
+    Journal,
+    Known,
+    UnsoundError,
+    described,
+    identity_of,
+    is_dead,
+)
 from tests.safety.supervised import violations_of
 
 if TYPE_CHECKING:
@@ -36,6 +51,95 @@ def test_a_storm(store_dir: Path, tmp_path: Path, children: Children) -> None:
 def test_a_long_storm(store_dir: Path, tmp_path: Path, children: Children) -> None:
     """The same, of STORM_KILLS kills."""
     storm(store_dir, tmp_path, children, kills=KILLS)
+
+
+class TestOracle:
+    """What the journals of the writers make of a table that is not as it should be."""
+
+    @pytest.fixture
+    def journal(self, tmp_path: Path) -> Journal:
+        """Begin a journal of three codes, of which only A has a session, of nobody."""
+        journal = Journal(tmp_path / "journal")
+        journal.codes = {code: Known({ABSENT}) for code in "ABC"}
+        journal.begin()
+        journal.call("create", "A", NOBODY)
+        journal.now("A", (1, NOBODY), 10)
+        return journal
+
+    def test_what_is_right(self, journal: Journal) -> None:
+        """What was acknowledged is what stands there."""
+        journal.compare({"A": session("A", 1, 10)})
+
+    @pytest.mark.parametrize(
+        ("table", "complaint"),
+        [
+            ({}, "A is gone"),
+            ({"A": ("A", 1, 11)}, "A has version 11, and had 10"),
+            ({"A": ("A", 2, 10)}, "A is .* and was one of"),
+            ({"A": ("A", 1, 10), "B": ("B", 7, 9)}, "B is .* and was one of"),
+            ({"A": ("B", 1, 10)}, "not what its writer wrote"),
+        ],
+    )
+    def test_what_is_wrong(
+        self, journal: Journal, table: dict[str, tuple[str, int, int]], complaint: str
+    ) -> None:
+        """A write that is lost, done twice, another, one that came back, one that is foreign."""
+        found = {code: session(*made, under=code) for code, made in table.items()}
+        with pytest.raises(UnsoundError, match=complaint):
+            journal.compare(found)
+
+    @pytest.mark.parametrize("state", [(1, 10), (2, 11)])
+    def test_a_call_without_an_answer(self, journal: Journal, state: tuple[int, int]) -> None:
+        """It was done or not; whoever takes over knows no more, and then looks."""
+        journal.call("update", "A", KEEP)
+        successor = Journal(journal.path)
+        successor.load()
+        successor.compare({"A": session("A", *state)})
+        assert successor.codes["A"] == Known({(state[0], NOBODY)}, state[1])
+        third = Journal(journal.path)
+        third.load()
+        with pytest.raises(UnsoundError, match="was one of"):
+            third.compare({"A": session("A", 3, 12)})
+
+    def test_what_a_dead_owner_had(self, journal: Journal, children: Children) -> None:
+        """It may be gone, but not while the owner lives."""
+        owner = children.sleeper()
+        identity = identity_of(owner.pid)
+        table = {"A": session("A", 1, 10)}
+        journal.call("create", "B", identity)
+        journal.now("B", (2, identity), 11)
+        with pytest.raises(UnsoundError, match="B is gone"):
+            journal.compare(table)
+        owner.kill_to_zombie()
+        journal.compare(table)
+
+    def test_counters(self, journal: Journal) -> None:
+        """A raise that was answered is certain, one that was not may be."""
+        (code, *_) = COUNTERS
+        for _ in range(2):
+            journal.call("count", code, KEEP)
+            journal.now(code, ABSENT, 0)
+        journal.call("count", code, KEEP)
+        successor = Journal(journal.path)
+        successor.load()
+        assert (successor.certain[code], successor.perhaps[code]) == (2, 1)
+
+
+def session(code: str, number: int, version: int, under: str = "") -> Session:
+    """Return a session as a writer makes it; `under` another code it is another's."""
+    return Session(
+        code=under or code,
+        direction=None,
+        status="pending",
+        owner_pid=None,
+        created_at=datetime.now(UTC),
+        connected_at=None,
+        sender_info=None,
+        receiver_info=None,
+        data=described(code, "writer", number, 0, "text"),
+        version=version,
+        created_version=version,
+    )
 
 
 def storm(directory: Path, journals: Path, children: Children, *, kills: int) -> None:
