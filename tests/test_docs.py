@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import http.client
 import importlib
@@ -22,10 +23,15 @@ import shmstore
 from shmstore import config, errors
 from shmstore._os import paths
 from shmstore._table import index, layout, record
-from shmstore._table.record import ClientId, Note
+from shmstore._table.record import ClientId, Item, Note
 from shmstore.cli.commands import cli
 from shmstore.model import Owner, StoreOptions
 from shmstore.store import settings
+from tests.table import test_crash_mutants as crash_mutants
+from tests.table import test_crashes as crashes
+from tests.table import test_interleaved_batches as batches
+from tests.table import test_interleavings as interleavings
+from tests.table import test_mutants as mutants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -388,6 +394,31 @@ def test_the_page_of_the_format_has_every_word_of_a_block_where_it_is() -> None:
     assert [of_outcome[name] for _, _, name, *_ in table if name] == words_of(outcome)
 
 
+def test_the_page_of_the_format_has_every_word_of_a_batch_where_it_is() -> None:
+    note = Note(ClientId(11, 12, 13), 14, 15)
+    answer = b"answered"
+    batch = record.encode_batch(lsn=1, note=note, row=2, items=[Item(3, 4, 5)], payload=answer)
+    of_batch = {
+        "lsn": 1,
+        "place": ((1 << 32) - 1) << 32 | len(batch),
+        "kind": 3,
+        "who": 13 << 32 | 11,
+        "start_ticks": 12,
+        "number": 14,
+        "deadline_ns": 15,
+        "row": 2,
+        "items_count": 1,
+        "checksum": words_of(batch)[9],
+        "slot": 3,
+        "before": 4,
+        "after": 5,
+        "answer": int.from_bytes(answer, "little"),
+    }
+    table = rows(FORMAT, "word", "BATCH")
+    assert [int(word) for word, *_ in table] == list(range(len(table)))
+    assert [of_batch[name] for _, name, *_ in table] == words_of(batch)
+
+
 ENVIRONMENT: Final = DOCS / "reference/environment.md"
 
 
@@ -441,6 +472,53 @@ def test_every_test_that_the_page_of_the_boundary_names_is_there() -> None:
         file, _, name = test.partition(".")
         (found,) = ROOT.glob(f"tests/**/test_{file}.py")
         assert re.search(rf"(class|def) {name}", found.read_text()), f"{threat}: {test}"
+
+
+def names_in(file: Path) -> set[str]:
+    """Return the names of a file's tests, without `test_`, and those of their classes."""
+    names: set[str] = set()
+    for node in ast.parse(file.read_text()).body:
+        name = getattr(node, "name", "")
+        if isinstance(node, ast.ClassDef) and name.startswith("Test"):
+            names.add(name)
+            within = [part.name for part in node.body if isinstance(part, ast.FunctionDef)]
+            names |= {f"{name}::{part.removeprefix('test_')}" for part in within}
+        elif isinstance(node, ast.FunctionDef) and name.startswith("test_"):
+            names.add(name.removeprefix("test_"))
+    return names
+
+
+def named_by(name: str, names: set[str]) -> set[str]:
+    """Return what a name, or the beginning of one, may mean."""
+    return {name} & names or {other for other in names if other.startswith(name)}
+
+
+SAFETY: Final = DOCS / "safety.md"
+
+
+def test_every_test_that_the_page_of_safety_names_is_there_and_is_one() -> None:
+    """A hazard whose test was renamed or removed is a hazard without one."""
+    listed = rows(SAFETY, "hazard", "mechanism", "test")
+    assert len(listed) > 100
+    for hazard, _, test in listed:
+        stem, _, name = test.partition("::")
+        (file,) = ROOT.glob(f"tests/**/test_{stem}.py")
+        assert len(named_by(name, names_in(file))) == 1, f"{hazard}: {test}"
+
+
+def test_the_page_of_safety_does_not_say_more_than_the_floors() -> None:
+    """The explorations are at least as large as the page says."""
+    orders = 2  # in which copies go: each case runs in both
+    cases = [*interleavings.CASES, *interleavings.IN_HASTE, *interleavings.FENCED]
+    cases += [*batches.BATCHES, *batches.IN_HASTE]
+    floors = [
+        sum(floor.points for floor in crashes.FLOORS),
+        sum(floor.nested for floor in crashes.FLOORS),
+        orders * sum(case.schedules_min for case in cases),
+        len(crash_mutants.MUTANTS) + len(crash_mutants.ENDS) + len(mutants.MUTANTS),
+    ]
+    on_page = [int(count) for _, count in rows(SAFETY, "what each run explores at least", "count")]
+    assert all(page <= floor for page, floor in zip(on_page, floors, strict=True)), floors
 
 
 def test_the_page_of_the_api_has_every_error_and_what_else_it_is() -> None:
