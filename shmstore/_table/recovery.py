@@ -167,7 +167,6 @@ class _Recovery:
                     words.store(ctl_index + item.slot, word)  # SYNC-batch
             words.fence()
             words.store(row, word)
-        words.fence()
         for item in batch.items:
             if view[ctl_index + item.slot] == word:
                 self._publish(ctl_index + item.slot, item.after, self._block_of(item.after))
@@ -228,7 +227,6 @@ class _Recovery:
         if block is not None and block.kind == record.KIND_SESSION:
             region = Region(self._words.load(at.H_REGION))
             tag = index.tag_of(record.decode_payload(block.payload).code, self._salt)
-            self._words.fence()
             if index.find(self._view, region, tag, block.slot) is None:
                 index.put(self._words, region, tag, block.slot)
         self._words.fence()
@@ -303,7 +301,6 @@ class _Recovery:
                     words.store(place, at.TOMBSTONE)
         self._beat()
         for slot in [slot for slot, place in found.items() if place is None]:
-            words.fence()
             used += index.put(words, region, tags[slot], slot)
         return used
 
