@@ -177,7 +177,6 @@ class _Recovery:
                     words.store(ctl_index + item.slot, word)  # SYNC-batch
             words.fence()
             words.store(row, word)
-        words.fence()
         for item in batch.items:
             if view[ctl_index + item.slot] == word:
                 self._publish(ctl_index + item.slot, item.after, self._block_of(item.after))
@@ -241,7 +240,6 @@ class _Recovery:
         if block is not None and block.kind == record.KIND_SESSION:
             region = Region(self._words.load(at.H_REGION))
             tag = index.tag_of(record.decode_payload(block.payload).code, self._salt)
-            self._words.fence()
             if index.find(self._view, region, tag, block.slot) is None:
                 index.put(self._words, region, tag, block.slot)
         self._words.fence()
@@ -310,7 +308,6 @@ class _Recovery:
                     words.store(place, at.TOMBSTONE)
         self._beat()
         for slot, tag in missing:
-            words.fence()
             used += index.put(words, region, tag, slot)
         return used
 

@@ -492,6 +492,7 @@ class History:
         self.pauses = [0]  # those, and those at which a writer was killed
         self.epochs = [0]  # how many fences the writer had before it stored this image
         self._fences = 0
+        self._copies = [0]  # equal for all stores of one copy
         self._rest_before: list[int] = [0]
         self._moments: dict[tuple[int, int], list[int]] = {}
 
@@ -501,8 +502,15 @@ class History:
         self.truths.append(truth)
         self.steps.append(step)
         self.epochs.append(self._fences)
+        goes_on = step.place == "block" and self._goes_on()
+        self._copies.append(self._copies[-1] + (not goes_on))
         self.stores.append(range(step.offset, step.offset + len(step.data)))
         self._rest_before.append(self.rests[-1])
+
+    def _goes_on(self) -> bool:
+        """Say whether the last two stores may be of one copy."""
+        last = self.steps[-2]
+        return last is not None and last.place == "block" and self.epochs[-1] == self.epochs[-2]
 
     def fence(self) -> None:
         """Mark that the writer had a fence after the last image."""
@@ -530,6 +538,15 @@ class History:
             ]
             self._moments[begin, end] = found
         return found
+
+    def states(self, begin: int, end: int) -> list[int]:
+        """Return the moments of a part without those in the middle of one copy."""
+        moments = self.moments(begin, end)
+        return [
+            image
+            for image, later in zip(moments, [*moments[1:], None], strict=True)
+            if later is None or self._copies[image] != self._copies[later]
+        ]
 
     def truths_of(self, begin: int, end: int) -> list[Truth]:
         """Return what was true at one of these images, the last included, without repetition."""
@@ -598,7 +615,9 @@ class Eyes:
         self._seen: list[tuple[int, int]] = []  # bytes looked at in the call's first image
         self._control = range(history.layout.ctl_offset, history.layout.touch_offset)
 
-    fence: Fence = None
+    def reader_fence(self) -> Fence:
+        """Return the reader's fence, if its machine needs one."""
+        return None
 
     @staticmethod
     def beginnings(history: History) -> Iterable[int]:
@@ -810,7 +829,7 @@ def _run(  # one point of the space that is explored
         history.layout,
         cache=cache,
         cache_max_count=100,
-        fence=way.fence or eyes.fence,
+        fence=way.fence or eyes.reader_fence(),
     )
     get = hot_get(cache, lambda code, _: reader.lookup(code))
     if warm >= 0:

@@ -149,6 +149,16 @@ def stop(story: Story) -> None:
     story.end(at.STATE_STOPPED)
 
 
+def emptied(story: Story) -> None:
+    """Sessions go, one comes back and goes again: the count moves, and soon it is another."""
+    story.create("A", "B", "C")
+    story.begin()
+    story.delete("A")
+    story.delete("B")
+    story.create("A")
+    story.delete("A")
+
+
 # --- Batches
 
 
@@ -207,3 +217,77 @@ def forgotten_batch(story: Story) -> None:
     story.batch(update="AB", note=noted(1, 1))
     story.forget(noted(1, 1))
     story.update("B")
+
+
+# --- Kills
+
+
+def killed_create(story: Story) -> None:
+    """The writer is killed in a create, over a slot and lines that were used before."""
+    story.create("B", "A")
+    story.delete("A")
+    story.begin()
+    request = noted(1, 1)
+    story.killed(lambda: story.create("A", note=request), request)
+    story.update("B")
+
+
+def killed_update(story: Story) -> None:
+    """The writer is killed in an update; the next one uses the lines that it has given back."""
+    story.create("A", "B")
+    story.begin()
+    request = noted(1, 1)
+    story.killed(lambda: story.update("A", text="1", note=request), request)
+    story.update("B")
+
+
+def killed_delete(story: Story) -> None:
+    """The writer is killed in a delete; the slot goes to another code."""
+    story.create("A")
+    story.begin()
+    request = noted(1, 1)
+    story.killed(lambda: story.delete("A", note=request), request)
+    story.create("B")
+
+
+def killed_reap(story: Story) -> None:
+    """The writer is killed in a delete of its own, which nobody asks for again."""
+    story.create("A", "B")
+    story.begin()
+    story.killed(lambda: story.delete("A"))
+    story.update("B")
+
+
+def killed_batch(story: Story) -> None:
+    """The writer is killed in a batch that does one of each."""
+    story.create("A", "B")
+    story.begin()
+    request = noted(1, 1)
+    story.killed(lambda: story.batch(create="C", update="A", delete="B", note=request), request)
+
+
+def killed_moves(story: Story) -> None:
+    """The writer is killed in a batch; the next one of the same client undoes half of it."""
+    story.create("A", "B", note=noted(1, 1))
+    story.begin()
+    request = noted(1, 2)
+    story.killed(lambda: story.batch(update="A", delete="B", note=request), request)
+    story.batch(create="B", note=noted(1, 3))
+
+
+def killed_growth(story: Story) -> None:
+    """The writer is killed while the index moves, and a session comes afterwards."""
+    story.create("X")
+    story.begin()
+    story.killed(story.grow)
+    story.create("K")
+
+
+def killed_damage(story: Story) -> None:
+    """A record is damaged, and the writer is killed at something else: recovery sets it aside."""
+    story.create("A", "B")
+    story.begin()
+    story.damage("A")
+    request = noted(1, 1)
+    story.killed(lambda: story.update("B", note=request), request)
+    story.create("A")
