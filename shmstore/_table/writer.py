@@ -312,6 +312,7 @@ class TableWriter:
         if self._fence is not None:
             self._fence()
         self._bury(code, slot)
+        self._words.store(at.H_COUNT, len(self.codes))
         self._count(counter)
         self._disown(slot, owner)
         self.mutating = False
@@ -460,6 +461,9 @@ class TableWriter:
         for change, item in zip(changes, items, strict=True):
             if change.is_delete:
                 self._bury(change.code, item.slot)
+            else:
+                self.codes[change.code] = item.slot
+        words.store(at.H_COUNT, len(self.codes))  # once: no sum of some of them was ever true
         # Only now: until here a reader may have been sent to what stood there before.
         for item in items:
             before = item.before & at.LINE_MASK
@@ -475,8 +479,6 @@ class TableWriter:
             self._disown(slot, old)
             self._count(at.H_DELETED)
             return
-        self.codes[change.code] = slot
-        self._words.store(at.H_COUNT, len(self.codes))
         self._own(slot, old, change.owner, now_ns)
         self._count(at.H_CREATED if change.old is None else at.H_UPDATED)
 
@@ -566,7 +568,6 @@ class TableWriter:
         self._words.store(place, at.TOMBSTONE)
         del self.codes[code]
         self._free_slots.append(slot)
-        self._words.store(at.H_COUNT, len(self.codes))
 
     def _note(self, row: int, note: Note, word: int) -> None:
         """Store the client's outcome, and give back the one before it."""
