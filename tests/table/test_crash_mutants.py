@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from shmstore._table.layout import Layout
     from shmstore._table.record import Block, ClientId, Note
     from shmstore._table.words import Words
+    from shmstore.model import Session
 
 APART: Final = Setting("apart", ("A", "B", "C", "Z"), log2=1)
 PAIRED: Final = Setting("paired", (*TWINS, "C", "Z"))
@@ -231,8 +232,10 @@ class _BelievesBlocks(_Recovery):
         raw = self._raw(word & at.LINE_MASK)
         return None if raw is None else record.decode_head(raw)
 
-    def _fault(self, slot: int, block: Block | None) -> str:
-        return "" if block is not None and block.slot == slot else "another slot's"
+    def _session(self, slot: int, block: Block | None) -> Session | str:
+        if block is None or block.slot != slot:
+            return "another slot's"
+        return record.decode_payload(block.payload)
 
 
 class _DropsUnder(_Recovery):
