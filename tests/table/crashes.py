@@ -13,7 +13,7 @@ What must hold, on every image:
 - get, a warm cache's get, list and count say the same: what was there before the act, or after it.
 - What was seen once under a word that carries an LSN stands unchanged as long as a word names it.
   Such words never repeat, and their LSN never goes down.
-- Recovery sets nothing aside, and leaves a sound table.
+- Recovery sets nothing aside, leaves a sound table, and knows all that the next one would find.
 - What a row says was done was done, once, and its answer is the first one.
 
 What is cut, and why that loses nothing: images that recovery made equal, but for lines that nothing
@@ -248,6 +248,7 @@ class _Run:
             ways = ways if has_effect else ways[:1]
             ways = ways[:3] if self._act.client in STRANGERS else ways
         image, history, cache = world.image(), world.history, world.cache
+        need_same_knowledge(manager.writer, world.adopt().writer)
         where = self.where
         for way in ways:
             self.where = f"{where}; then {way.__name__.strip('_')}"
