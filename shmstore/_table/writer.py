@@ -343,7 +343,6 @@ class TableWriter:
         self._publish(changes, items, row, note, pending)
         for change, item in zip(changes, items, strict=True):
             self._settle(change, item.slot, now_ns)
-        self._words.store(at.H_COUNT, len(self.codes))  # once: a count is of all of it, or nothing
         self.mutating = False
 
     def forget(self, client: ClientId) -> None:
@@ -459,6 +458,9 @@ class TableWriter:
         for change, item in zip(changes, items, strict=True):
             if change.is_delete:
                 self._bury(change.code, item.slot)
+            else:
+                self.codes[change.code] = item.slot
+        words.store(at.H_COUNT, len(self.codes))  # once: no sum of some of them was ever true
         # Only now: until here a reader may have been sent to what stood there before.
         for item in items:
             before = item.before & at.LINE_MASK
@@ -474,7 +476,6 @@ class TableWriter:
             self._disown(slot, old)
             self._count(at.H_DELETED)
             return
-        self.codes[change.code] = slot
         self._own(slot, old, change.owner, now_ns)
         self._count(at.H_CREATED if change.old is None else at.H_UPDATED)
 

@@ -18,7 +18,16 @@ from shmstore.model import Owner, Session
 from shmstore.wire import messages
 from shmstore.wire.fields import Fields
 from tests.table.tables import BASE
-from tests.table.world import CLIENTS, SOON_NS, STRANGERS, Answer, Listing, Manager, need
+from tests.table.world import (
+    CLIENTS,
+    SOON_NS,
+    STRANGERS,
+    Answer,
+    Listing,
+    Manager,
+    Request,
+    need,
+)
 
 if TYPE_CHECKING:
     from shmstore.operations import Operation
@@ -37,6 +46,9 @@ class Seen(NamedTuple):
         return cls(session.status, session.owner_pid, dict(session.data))
 
 
+Foreseen: TypeAlias = Answer | Seen | tuple[Session | Seen | bool, ...]
+"""What must be answered."""
+
 Outlook: TypeAlias = Mapping[str, Session | Seen]
 """What must be there after an act: the very sessions that it leaves, and what it makes anew."""
 
@@ -52,6 +64,8 @@ def is_as(answer: object, foreseen: object) -> bool:
     """Say whether an answer, or a session, is the one that was foreseen."""
     if isinstance(foreseen, Seen):
         return isinstance(answer, Session) and Seen.of(answer) == foreseen
+    if isinstance(foreseen, tuple) and isinstance(answer, tuple):
+        return len(answer) == len(foreseen) and all(map(is_as, answer, foreseen))
     return type(answer) is type(foreseen) and answer == foreseen
 
 
@@ -176,20 +190,20 @@ class Asked(Act, frozen=True):
         need(fulfils(listing, outlook), f"{self} left {listing}, not {outlook}")
         return manager
 
-    def request(self, manager: Manager, before: Listing) -> Operation:
+    def request(self, manager: Manager, before: Listing) -> Request:
         """Return a new request."""
-        world = manager.world
+        return self.made(self._head(manager), manager.world.codes[self.code], before)
+
+    def _head(self, manager: Manager) -> tuple[int, int, int]:
+        """Return what every request begins with."""
         deadline_ns = SOON_NS << (self.client in STRANGERS)
-        head = world.number(self.client), deadline_ns, 0
-        return self.made(head, world.codes[self.code], before)
+        return manager.world.number(self.client), deadline_ns, 0
 
     def made(self, head: tuple[int, int, int], code: str, before: Listing) -> Operation:
         """Return the request under this head."""
         raise NotImplementedError
 
-    def foreseen(
-        self, before: Listing, code: str, request: Operation
-    ) -> tuple[Answer | Seen, Outlook]:
+    def foreseen(self, before: Listing, code: str, request: Request) -> tuple[Foreseen, Outlook]:
         """Return the answer to a request that has not been done, and what is there afterwards."""
         raise NotImplementedError
 
@@ -212,9 +226,7 @@ class Create(Asked, frozen=True):
         """Ask for this code."""
         return messages.Create(*head, Fields(code=code, rest=self._text), self.unowned)
 
-    def foreseen(
-        self, before: Listing, code: str, _request: Operation
-    ) -> tuple[Answer | Seen, Outlook]:
+    def foreseen(self, before: Listing, code: str, _request: Request) -> tuple[Foreseen, Outlook]:
         """Refused if the code is taken."""
         if code in before:
             return SessionExistsError, before
@@ -230,9 +242,7 @@ class Update(Asked, frozen=True):
         rest = {f"by {self.client}": self._text}
         return messages.Update(*head, code, None, None, Fields(status="connected", rest=rest))
 
-    def foreseen(
-        self, before: Listing, code: str, request: Operation
-    ) -> tuple[Answer | Seen, Outlook]:
+    def foreseen(self, before: Listing, code: str, request: Request) -> tuple[Foreseen, Outlook]:
         """Refused if there is none, or not the version that is named."""
         old = before.get(code)
         if old is None:
@@ -262,9 +272,7 @@ class Replace(Update, frozen=True):
         """Give a text and nothing else."""
         return messages.Replace(*head, code, None, None, Fields(rest=self._text))
 
-    def foreseen(
-        self, before: Listing, code: str, request: Operation
-    ) -> tuple[Answer | Seen, Outlook]:
+    def foreseen(self, before: Listing, code: str, request: Request) -> tuple[Foreseen, Outlook]:
         """As an update, but that nothing stays except the owner."""
         answer, outlook = super().foreseen(before, code, request)
         if not isinstance(answer, Seen):
@@ -280,9 +288,7 @@ class Put(Replace, frozen=True):
         """Give a text and nothing else."""
         return messages.Put(*head, code, None, None, Fields(rest=self._text), False)
 
-    def foreseen(
-        self, before: Listing, code: str, request: Operation
-    ) -> tuple[Answer | Seen, Outlook]:
+    def foreseen(self, before: Listing, code: str, request: Request) -> tuple[Foreseen, Outlook]:
         """Never refused."""
         if code in before:
             return super().foreseen(before, code, request)
@@ -293,7 +299,7 @@ class Put(Replace, frozen=True):
 class Late(Put, frozen=True):
     """Put a session when the deadlines of clients 1 and 2 are past: one of them loses its row."""
 
-    def request(self, manager: Manager, before: Listing) -> Operation:
+    def request(self, manager: Manager, before: Listing) -> Request:
         """Let the time pass first."""
         manager.now_ns = manager.world.now_ns = SOON_NS + 1
         return super().request(manager, before)
@@ -306,8 +312,6 @@ class Delete(Asked, frozen=True):
         """Name it."""
         return messages.Delete(*head, code, None, None)
 
-    def foreseen(
-        self, before: Listing, code: str, _request: Operation
-    ) -> tuple[Answer | Seen, Outlook]:
+    def foreseen(self, before: Listing, code: str, _request: Request) -> tuple[Foreseen, Outlook]:
         """Told whether it was there."""
         return code in before, {c: s for c, s in before.items() if c != code}

@@ -13,7 +13,7 @@ What must hold, on every image:
 - get, a warm cache's get, list and count say the same: what was there before the act, or after it.
 - What was seen once under a word that carries an LSN stands unchanged as long as a word names it.
   Such words never repeat, and their LSN never goes down.
-- Recovery sets nothing aside, and leaves a sound table.
+- Recovery sets nothing aside, leaves a sound table, and knows all that the next one would find.
 - What a row says was done was done, once, and its answer is the first one.
 
 What is cut, and why that loses nothing: images that recovery made equal, but for lines that nothing
@@ -48,9 +48,9 @@ from tests.table.acts import (
     Asked,
     Create,
     Delete,
+    Foreseen,
     Outlook,
     Put,
-    Seen,
     Swap,
     fulfils,
     is_as,
@@ -66,6 +66,7 @@ from tests.table.world import (
     Kit,
     Listing,
     Manager,
+    Request,
     Setting,
     World,
     cold_get,
@@ -76,7 +77,6 @@ from tests.table.world import (
 if TYPE_CHECKING:
     from shmstore._table.reader import Cache
     from shmstore._table.words import Words
-    from shmstore.operations import Operation
 
 
 class Tally(msgspec.Struct):
@@ -130,7 +130,7 @@ class _Run:
         self._recovered: set[bytes] = set()  # essences whose recovery was crashed
         self._images: set[bytes] = set()
         self._first: Answer | None = None
-        self._request: Operation | None = None
+        self._request: Request | None = None
 
     def explore(self) -> bool:
         world = self._world
@@ -175,7 +175,8 @@ class _Run:
         self._images.add(image)
         self._tally.points += 1
         history = self._history.fork()
-        steps, seen = self._recover(image, history, self._before)
+        steps, seen, cache = self._recover(image, history, self._before, self._cache)
+        self._cache = cache
         essence = self._essence_of(image)
         if self._cut and essence in self._recovered:
             return
@@ -185,20 +186,27 @@ class _Run:
             if point:  # before its first store recovery has done nothing
                 self.where = f"{where}; recovery crashed after {point} of {len(steps)} stores"
                 self._tally.nested += 1
-                _, seen = self._recover(nested, history, seen)
+                _, seen, cache = self._recover(nested, history, seen, cache)
 
     def _essence_of(self, image: bytes) -> bytes:
         self._world.restore(image)
         return self._world.essence()
 
     def _recover(
-        self, image: bytes, history: History, before: Listing
-    ) -> tuple[list[Step], Listing]:
-        """Look at an image and recover it; return what that stored, and what was seen before."""
+        self, image: bytes, history: History, before: Listing, cache: Cache
+    ) -> tuple[list[Step], Listing, Cache]:
+        """Look at an image and recover it.
+
+        Returns:
+            What that stored, and what was seen before it, and kept by a reader that has lived
+            through all the images before.
+
+        """
         world = self._world
         world.restore(image)
-        world.history, world.cache = history, self._cache
+        world.history, world.cache = history, cache
         crashed = self._look(before)
+        cache = world.cache
         world.history = history.fork()
         counts = {len(self._before), len(crashed), len(self._after)}
         need(min(counts) <= world.count() <= max(counts), "count says what never was")
@@ -215,7 +223,7 @@ class _Run:
         need(self._act.allows(crashed, self._after, recovered), "recovery undid what was seen")
         if known is None:
             self._settle(Manager(world, derived), recovered)
-        return steps, crashed
+        return steps, crashed, cache
 
     def _look(self, before: Listing) -> Listing:
         """Return what readers see, if it may follow what they saw before."""
@@ -240,6 +248,7 @@ class _Run:
             ways = ways if has_effect else ways[:1]
             ways = ways[:3] if self._act.client in STRANGERS else ways
         image, history, cache = world.image(), world.history, world.cache
+        need_same_knowledge(manager.writer, world.adopt().writer)
         where = self.where
         for way in ways:
             self.where = f"{where}; then {way.__name__.strip('_')}"
@@ -315,7 +324,7 @@ class _Run:
         return {1: 2, 2: 1, 3: 4, 4: 3}[self._client]
 
     @property
-    def _request_made(self) -> Operation:
+    def _request_made(self) -> Request:
         assert self._request is not None
         return self._request
 
@@ -325,7 +334,7 @@ class _Run:
         assert isinstance(act, Asked)
         request = msgspec.structs.replace(self._request_made, first_base=BASE)
         before = world.listing()
-        foreseen: Answer | Seen
+        foreseen: Foreseen
         outlook: Outlook
         if done:
             first = self._first if answered is None else answered

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+import msgspec
 from msgspec import UNSET
 from msgspec.structs import astuple
 from xxhash import xxh3_128_digest
@@ -53,14 +54,36 @@ STRANGERS: Final = (3, 4)
 Listing: TypeAlias = Mapping[str, Session]
 """Code to session: all that there is."""
 
-Answer: TypeAlias = Session | bool | type[ShmStoreError]
-"""What a client is told: the session, whether it existed, or why not."""
+Answer: TypeAlias = Session | bool | type[ShmStoreError] | tuple[Session | bool, ...]
+"""What a client is told: the session, whether it existed, or why not; of a batch each of it."""
 
 
 def need(condition: object, *what: object) -> None:
     """Refute the table unless the condition holds."""
     if not condition:
         raise UntrueError(*what)
+
+
+class Direct(msgspec.Struct, frozen=True):
+    """A request that drives the writer itself.
+
+    Attributes:
+        number: Its number.
+        deadline_ns: Its deadline.
+        first_base: The table of its first try; 0: this is the first.
+
+    """
+
+    number: int
+    deadline_ns: int
+    first_base: int
+
+    def apply(self, writer: TableWriter, context: operations.Context) -> Answer:
+        """Do it once, as `operations.apply` does."""
+        raise NotImplementedError
+
+
+Request: TypeAlias = "Operation | Direct"
 
 
 class Setting(NamedTuple):
@@ -79,7 +102,7 @@ class Setting(NamedTuple):
 
 
 class Kit(NamedTuple):
-    """What is tried: the real writer and recovery, or a seeded fault in their place.
+    """What is tried: the real writer, recovery and reader, or a seeded fault in their place.
 
     Attributes:
         cut: Whether images that go on equally go on once.
@@ -89,6 +112,7 @@ class Kit(NamedTuple):
 
     writer: type[TableWriter] = TableWriter
     recover: Callable[..., Derived] = recover
+    reader: type[TableReader] = TableReader
     distort: Distort | None = None
     cut: bool = True
     strict: bool = True
@@ -107,6 +131,7 @@ class History:
         self._words: dict[int, int] = {}  # index -> its last word that carries an LSN
         self._blocks: dict[int, bytes] = {}  # word -> the block that it names
         self._versions: dict[int, Session] = {}
+        self._pending: dict[int, dict[int, int]] = {}  # a batch's word -> index -> word after it
         self._highest = 0
 
     def fork(self) -> History:
@@ -115,6 +140,7 @@ class History:
         other._words = self._words.copy()
         other._blocks = self._blocks.copy()
         other._versions = self._versions.copy()
+        other._pending = self._pending.copy()
         other._highest = self._highest
         return other
 
@@ -141,7 +167,14 @@ class History:
         self._highest = max(highest, self._highest)
 
     def _moved(self, where: int, word: int, last: int, *, may_keep: bool) -> None:
-        """A word gets a higher LSN, or is given back with the one that it has."""
+        """A word gets a higher LSN, or is given back with the one that it has.
+
+        That of a batch gets what the batch says, whose LSN is lower: no other had it.
+        """
+        if where in (after := self._pending.get(last, {})) and not may_keep:
+            need(word == after[where], f"word {where}: {last:#x}, of a batch, became {word:#x}")
+            self._words[where] = word
+            return
         lsn, before = word >> at.LINE_BITS, last >> at.LINE_BITS
         given_back = may_keep and lsn == before and not word & at.LINE_MASK
         need(lsn > before or given_back or not last, f"word {where}: {last:#x} became {word:#x}")
@@ -152,6 +185,10 @@ class History:
         length = words.view[line * at.LINE_WORDS + 1] & at.SLOT_MASK
         block = words.copy_out(line * at.LINE_BYTES, length)
         need(self._blocks.setdefault(word, block) == block, f"what {word:#x} names was changed")
+        if words.view[line * at.LINE_WORDS + 1] >> at.TAG_SHIFT == record.BATCH_SLOT:
+            items = record.decode_batch(block).items
+            ctl_index = self._layout.ctl_index
+            self._pending[word] = {ctl_index + item.slot: item.after for item in items}
 
     def saw(self, session: Session) -> Session:
         """Return the one object for this state of a session: a version is no other's."""
@@ -240,11 +277,20 @@ class World:
             *range(layout.rows_index, layout.rows_index + layout.rows_max),
             *range(layout.ctl_index, layout.ctl_index + layout.slots_max),
         ):
-            line = self.words.load(where) & at.LINE_MASK
-            if layout.arena_line <= line < layout.lines_max:
-                length = self.words.load(line * at.LINE_WORDS + 1) & at.SLOT_MASK
-                parts.append(memory[line * at.LINE_BYTES :][:length])
+            block = self._named(self.words.load(where))
+            parts.append(block)
+            if where >= layout.ctl_index and block[16:17] == bytes([record.KIND_BATCH]):
+                for item in record.decode_batch(block).items:
+                    parts += [self._named(item.before), self._named(item.after)]
         return xxh3_128_digest(b"".join(parts))
+
+    def _named(self, word: int) -> bytes:
+        """Return the block that a word names; empty if it names none."""
+        line = word & at.LINE_MASK
+        if not self.layout.arena_line <= line < self.layout.lines_max:
+            return b""
+        length = self.words.load(line * at.LINE_WORDS + 1) & at.SLOT_MASK
+        return self.memory[line * at.LINE_BYTES :][:length]
 
     # --- Managers
 
@@ -275,7 +321,7 @@ class World:
 
     def reader(self, cache: Cache, cache_max_count: int) -> TableReader:
         """Attach a reader."""
-        return TableReader(
+        return self.kit.reader(
             self.words.view,
             self.memory,
             self.layout,
@@ -349,12 +395,14 @@ class Manager:
             sparseness=2,
         )
 
-    def ask(self, client: int, request: Operation) -> Answer:
+    def ask(self, client: int, request: Request) -> Answer:
         """Do what a client asks, as the host does."""
         self.now_ns += 1
         name, caller = CLIENTS[client]
         context = operations.Context(name, caller, UNSET, self.now_ns, lambda: NOON, 1 << 16)
         try:
+            if isinstance(request, Direct):
+                return self._saw(request.apply(self.writer, context))
             answer = operations.apply(self.writer, request, context)
         except ShmStoreError as error:
             need(not self.writer.mutating, f"{error!r} after the first store")
@@ -366,7 +414,13 @@ class Manager:
             return answer.existed
         return self.world.history.saw(record.decode_payload(answer.session))
 
-    def remembers(self, client: int, request: Operation) -> bool:
+    def _saw(self, answer: Answer) -> Answer:
+        for part in answer if isinstance(answer, tuple) else ():
+            if isinstance(part, Session):
+                self.world.history.saw(part)
+        return answer
+
+    def remembers(self, client: int, request: Request) -> bool:
         """Say whether the client's row has the outcome of this request."""
         outcome = self.writer.outcome(CLIENTS[client][0])
         if outcome is None or outcome.note is None:
