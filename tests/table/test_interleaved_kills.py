@@ -39,7 +39,7 @@ KILLED: Final = [
     Case(stories.killed_moves, get("A"), WHOLE, 15_700),
     Case(stories.killed_growth, lookup("X"), HALVES, 1_710),
     Case(stories.killed_growth, get("K"), HALVES, 1_720),
-    Case(stories.killed_growth, newest_first, WHOLE, 1_910),
+    Case(stories.killed_growth, newest_first, WHOLE, 1_770),
     Case(stories.killed_damage, lookup("A"), HALVES, 10_980),
     Case(stories.killed_damage, get("A"), HALVES, 9_620),
     Case(stories.killed_damage, get("B"), HALVES, 6_660),
