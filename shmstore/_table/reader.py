@@ -394,13 +394,13 @@ class TableReader:
             if self._fence is not None:
                 self._fence()
             ctls = self._ctls()
-            if ctls is not None and ctls == picture.ctls:
+            if ctls == picture.ctls:
                 # Each word stood when it was loaded now and when the picture had it. No word
-                # repeats, so none changed in between: at the first load now, all of them stood.
+                # repeats, so none changed in between: at the first load now, which is that of the
+                # mark, all of them stood, and no other slot was used.
                 return self._keep(picture)
             self.retried += attempt > 0  # the first pass looks, the second one confirms
-            if ctls is not None:
-                picture = self._develop(ctls, picture)
+            picture = self._develop(ctls, picture)
         return self._each_at_some_instant(picture)
 
     def _keep(self, picture: Picture) -> list[Session]:
@@ -413,15 +413,14 @@ class TableReader:
         self._picture = picture if kept else _NOTHING
         return picture.newest_first
 
-    def _ctls(self) -> bytes | None:
-        """Copy the control words up to the high-water mark; None when the mark moved meanwhile.
+    def _ctls(self) -> bytes:
+        """Copy the control words up to the high-water mark.
 
         The copy may be torn between words, never within one: memcpy moves aligned words whole.
         """
         used = self._slots_used()  # SYNC-mark
         offset = self.layout.ctl_offset
-        ctls = self._buffer[offset : offset + used * _WORD_BYTES]
-        return ctls if self._slots_used() == used else None
+        return self._buffer[offset : offset + used * _WORD_BYTES]
 
     def _develop(self, ctls: bytes, last: Picture) -> Picture:
         """Decode what these words name and the last picture has not.
@@ -467,10 +466,8 @@ class TableReader:
 
         A code that was deleted and created again meanwhile may be met twice: the later one counts.
         """
-        offset = self.layout.ctl_offset
-        ctls = self._buffer[offset : offset + self._slots_used() * _WORD_BYTES]
         by_slot = dict(picture.by_slot)
-        for slot, _ in _changes(ctls, picture.ctls):
+        for slot, _ in _changes(self._ctls(), picture.ctls):
             session, _ = self._now(slot)
             if session is None:
                 by_slot.pop(slot, None)

@@ -785,12 +785,13 @@ counted: Final = Question("count", lambda reader, _: reader.count(), _counts)
 
 
 class Way(NamedTuple):
-    """How the reader reads: in which order it copies, with a fence or not, and with which eyes."""
+    """How the reader reads: in which order it copies, with a fence or not, with which eyes."""
 
     backwards: bool = False
     fence: Fence = None
     parts: int = 3
     eyes: type[Eyes] = Eyes
+    reader: type[TableReader] = TableReader
 
 
 def explore(history: History, question: Question, way: Way | None = None) -> int:
@@ -823,7 +824,7 @@ def _run(  # one point of the space that is explored
 ) -> None:
     eyes = way.eyes(history, schedule, backwards=way.backwards, parts=way.parts)
     cache: Cache = {}
-    reader = TableReader(
+    reader = way.reader(
         eyes,  # type: ignore[arg-type]  # one object is the words and the bytes
         eyes,  # type: ignore[arg-type]  # as above
         history.layout,

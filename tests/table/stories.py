@@ -266,6 +266,14 @@ def killed_batch(story: Story) -> None:
     story.killed(lambda: story.batch(create="C", update="A", delete="B", note=request), request)
 
 
+def killed_pair(story: Story) -> None:
+    """The writer is killed in a batch of two, and that is all."""
+    story.create("A", "B")
+    story.begin()
+    request = noted(1, 1)
+    story.killed(lambda: story.batch(update="A", delete="B", note=request), request)
+
+
 def killed_moves(story: Story) -> None:
     """The writer is killed in a batch; the next one of the same client undoes half of it."""
     story.create("A", "B", note=noted(1, 1))

@@ -21,7 +21,7 @@ BATCHES: Final = [
     Case(stories.update_and_delete, counted, WHOLE, 92),
     Case(stories.both_created, get("A"), PARTS, 140),
     Case(stories.both_created, lookup("B"), PARTS, 140),
-    Case(stories.both_created, newest_first, WHOLE, 1_970),
+    Case(stories.both_created, newest_first, WHOLE, 1_330),
     Case(stories.both_created, counted, WHOLE, 130),
     Case(stories.changing_hands, lookup("A"), WHOLE, 1_520),
     Case(stories.changing_hands, get("B"), WHOLE, 380),
