@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from shmstore import config
 from shmstore._table import layout as at
 from shmstore._table import record
 from shmstore._table.reader import TableReader
@@ -140,6 +141,45 @@ def test_a_batch_that_ends_while_it_is_read_through_is_read_again(
     reader = _watched(table, _twice(finish, lambda: line * at.LINE_WORDS + 1))
     assert READS[read](reader) == batch.after["A"]
     assert reader.retried
+
+
+def test_a_list_that_meets_batches_each_time_has_each_session_of_some_instant() -> None:
+    """After so many attempts a slot that is read through a batch counts as the batch says."""
+    batch = a_commit()
+    table = batch.table
+    batch.to("ctl", len(MIXED))
+    used = table.words.load(at.H_SLOTS_USED)
+    asked = []
+
+    def before(where: int) -> None:
+        """Move the mark at each pass, so that none is taken for one instant's picture."""
+        if where == at.H_SLOTS_USED:
+            asked.append(where)
+            table.words.store(at.H_SLOTS_USED, used + len(asked) % 2)
+
+    listed = _watched(table, before).newest_first()
+    assert {s.code: s for s in listed} == batch.before
+    assert len(asked) > 2 * config.PICTURE_ATTEMPTS_MAX
+    batch.to("row")
+    asked.clear()
+    assert {s.code: s for s in _watched(table, before).newest_first()} == batch.after
+
+
+def test_the_checker_sees_a_batch_that_is_under_way() -> None:
+    """Its word in a slot, and a slot that has not what its row says was done."""
+    batch = a_commit()
+    table = batch.table
+
+    def found() -> set[str]:
+        return {violation.what for violation in table.violations()}
+
+    assert not found()
+    old = memoryview(batch.begin).cast("Q")[table.layout.ctl_index]
+    table.words.store(table.layout.ctl_index, old)
+    assert "is decided, and ctl[0] is older" in found()
+    for place in ("ctl", "row"):
+        batch.to(place)
+        assert "is in the middle of a batch" in found()
 
 
 class _Scribbles(TableWriter):
@@ -298,7 +338,7 @@ def damaged_record(table: Table) -> None:
 
 
 def record_too_long(table: Table) -> None:
-    flip(table, items_of(table)[0].before & at.LINE_MASK, 10)
+    flip(table, items_of(table)[0].before & at.LINE_MASK, 11)
 
 
 BROKEN: Final = [
