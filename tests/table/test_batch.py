@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 import hypothesis
@@ -19,16 +20,20 @@ from shmstore.errors import StoreFullError
 from tests.table.commits import (
     ANSWER,
     Do,
+    Recorded,
     a_table,
     changes_of,
     commit,
     require_right,
 )
+from tests.table.interleavings import Step
 from tests.table.recoveries import recovered, sessions
 from tests.table.tables import ALICE, BOB, Pages, Table, noted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from shmstore._table.words import WritableBuffer
 
 
 # --- What a commit leaves
@@ -165,6 +170,31 @@ def test_a_writer_in_the_midst_of_a_batch_says_so() -> None:
     assert len(table.words.stores) > 15
     assert all(table.words.stores)
     assert not table.writer.mutating
+
+
+class _Fenced(Recorded):
+    """Words of a machine that needs fences, which remember where they were."""
+
+    def __init__(self, buffer: WritableBuffer) -> None:
+        super().__init__(buffer)
+        self._fence = self.fence
+
+    def fence(self) -> None:
+        self.steps.append(Step("fence", 0, b""))
+
+
+def test_where_fences_are_needed_they_stand_between_the_steps_of_a_batch() -> None:
+    """Each step of the write order is fenced from the next, and lines from their last readers."""
+    table = a_table(words=_Fenced)
+    assert isinstance(table.words, _Fenced)
+    changes, _ = changes_of(table, [Do("A", "x"), Do("B"), Do("D", "")])
+    table.words.steps.clear()
+    table.writer.commit(changes, note=noted(1, 1), answer=ANSWER, now_ns=1)
+    places = [step.place for step in table.words.steps if step.place not in {"figure", "count"}]
+    order = [place for place, _ in groupby(places)]
+    blocks = ["fence", "block"] * 3
+    words = ["index", "fence", "ctl", "fence", "row", "fence", "ctl", "fence", "index"]
+    assert order == [*blocks, "fence", *words]
 
 
 class _Counted(Words):
