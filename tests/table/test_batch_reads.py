@@ -165,6 +165,37 @@ def test_a_list_that_meets_batches_each_time_has_each_session_of_some_instant() 
     assert {s.code: s for s in _watched(table, before).newest_first()} == batch.after
 
 
+def test_a_list_judges_a_batch_anew_when_it_looks_again() -> None:
+    """What was not committed at the first pass may be at the next, and half of it shown."""
+    batch = a_commit()
+    table = batch.table
+    batch.to("ctl", len(MIXED))
+    marks = []
+
+    def before(where: int) -> None:
+        """Commit the batch, and end it for one slot, between the first pass and the second."""
+        marks.append(where == at.H_SLOTS_USED)
+        if marks[-1] and sum(marks) == 3:
+            batch.to("ctl", len(MIXED) + 1)
+
+    reader = _watched(table, before)
+    assert {s.code: s for s in reader.newest_first()} == batch.after
+    assert sum(marks) > 3
+    assert reader.retried
+
+
+class _Bounded:
+    """The bytes of a table, of which none is read where there are no pages."""
+
+    def __init__(self, table: Table) -> None:
+        self._buffer = table.buffer
+        self._end = table.words.load(at.H_LINES_RESERVED) * at.LINE_BYTES
+
+    def __getitem__(self, part: slice) -> bytes:
+        assert part.stop <= self._end
+        return self._buffer[part]
+
+
 def test_the_checker_sees_a_batch_that_is_under_way() -> None:
     """Its word in a slot, and a slot that has not what its row says was done."""
     batch = a_commit()
@@ -366,6 +397,19 @@ def test_a_batch_that_cannot_be_read_through_is_an_error(damage: Callable[[Table
             read(batch.table.reader())
         assert caught.value.slot == 0
         assert "batch" in caught.value.reason
+
+
+def test_a_record_that_is_too_long_is_not_read() -> None:
+    """Where the pages end a copy could be a SIGBUS."""
+    batch = a_commit()
+    table = batch.table
+    batch.to("ctl", len(MIXED))
+    record_too_long(table)
+    bytes_of: Any = _Bounded(table)
+    reader = TableReader(table.view, bytes_of, table.layout, cache={}, cache_max_count=0)
+    with pytest.raises(TableCorruptError):
+        reader.lookup("A")
+    assert reader.lookup("C") == batch.before["C"]
 
 
 def _undecodable(batch: Commit) -> None:
