@@ -130,10 +130,12 @@ class _Checker:
             return
         self._take(word & at.LINE_MASK, block.length_bytes, where)
         if block.kind == record.KIND_BATCH:
-            return
-        ctl = self._words.load(self._layout.ctl_index + block.slot)
-        if ctl >> at.LINE_BITS < block.lsn:
-            yield Violation(where, f"is decided, and ctl[{block.slot}] is older")
+            decided = [(item.slot, item.after >> at.LINE_BITS) for item in block.items]
+        else:
+            decided = [(block.slot, block.lsn)]
+        for slot, lsn in decided:
+            if self._words.load(self._layout.ctl_index + slot) >> at.LINE_BITS < lsn:
+                yield Violation(where, f"is decided, and ctl[{slot}] is older")
 
     def _index(self, region: Region) -> Iterator[Violation]:
         words, salt = self._words, self._words.load(at.H_SALT)

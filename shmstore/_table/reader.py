@@ -280,11 +280,7 @@ class TableReader:
                 raise PendingError
             msg = f"slot {slot} names a record in line {word & LINE_MASK} that is not its own"
             raise TableCorruptError(msg, slot=slot, reason="record does not match its control word")
-        try:
-            return record.decode_payload(payload)
-        except record.UNDECODABLE as error:
-            msg = f"the session in slot {slot} cannot be decoded: {error}"
-            raise SessionDecodeError(msg) from error
+        return _decoded(slot, payload)
 
     def _through(self, slot: int, word: int, judged: dict[int, bool]) -> object:
         """Return what counts in a slot that has the word of a batch: a session, or None.
@@ -311,7 +307,7 @@ class TableReader:
             raw = self._whole(counts & LINE_MASK)
             if raw is None or record.decode_head(raw).lsn != counts >> LINE_BITS:
                 return self._unless_changed(slot, where, word)
-            session = record.decode_payload(raw[_HEAD_BYTES:])
+            session = _decoded(slot, raw[_HEAD_BYTES:])
         if self._fence is not None:
             self._fence()
         return session if self.view[where] == word else _CHANGED
@@ -488,6 +484,14 @@ class TableReader:
         state = self.view[at.H_STATE]  # SYNC-end
         if state != at.STATE_READY:
             raise TableEndedError(state)
+
+
+def _decoded(slot: int, payload: bytes) -> Session:
+    try:
+        return record.decode_payload(payload)
+    except record.UNDECODABLE as error:
+        msg = f"the session in slot {slot} cannot be decoded: {error}"
+        raise SessionDecodeError(msg) from error
 
 
 def _contended(what: str) -> ReadContendedError:

@@ -179,7 +179,9 @@ class _Recovery:
             words.store(row, word)
         for item in batch.items:
             if view[ctl_index + item.slot] == word:
-                self._publish(ctl_index + item.slot, item.after, self._block_of(item.after))
+                block = self._block_of(item.after)
+                whole = not isinstance(self._session(item.slot, block), str)
+                self._publish(ctl_index + item.slot, item.after, block if whole else None)
 
     # --- 3. What was decided
 

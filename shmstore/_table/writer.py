@@ -319,6 +319,9 @@ class TableWriter:
     def commit(self, changes: list[Change], *, note: Note, answer: bytes, now_ns: int) -> None:
         """Publish mutations of different sessions as one: all are seen, or none is.
 
+        No two are of one code, deleted and created again, say: a reader might look at the later
+        one's slot before the commit and at the other's after it, and find neither.
+
         Args:
             changes: What is to be done. The n-th has the version `next_version + n`; `make_room`
                 was called for those that create.
@@ -327,9 +330,11 @@ class TableWriter:
             now_ns: Boot clock.
 
         Raises:
-            StoreFullError: No room for the records or the client. Nothing changed.
+            StoreFullError: No room for the records or the client. Nothing changed, but that an
+                outcome may be forgotten whose request's deadline is past.
 
         """
+        assert len({change.code for change in changes}) == len(changes)
         if self.lsn >= config.LSN_MAX:
             self._refuse_late_lsn()
         lengths = [record.HEAD_BYTES + len(c.payload) for c in changes if not c.is_delete]

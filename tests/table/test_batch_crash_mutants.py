@@ -293,8 +293,15 @@ MIXED: Final = (*BOTH, batch(1, "~0 -1 +2"))
 DELETED: Final = (*BOTH, batch(2, "-0 -1"))
 
 MUTANTS: Final = [
-    Mutant("row before pending", Kit(distort=earlier("row", "ctl")), CHANGED, "done: True"),
-    Mutant("row before pending, made", Kit(distort=earlier("row", "ctl")), MADE, "done: True"),
+    Mutant(
+        "row before pending", Kit(distort=earlier("row", "ctl")), CHANGED, "done: True|is decided"
+    ),
+    Mutant(
+        "row before pending, made",
+        Kit(distort=earlier("row", "ctl")),
+        MADE,
+        "done: True|is decided",
+    ),
     Mutant("row last", Kit(distort=later("row", "ctl")), CHANGED, "readers see"),
     Mutant("after before the row", Kit(distort=_after_before_the_row), CHANGED, "readers see"),
     Mutant("index after pending", Kit(distort=_index_after_pending), MADE, "disagree"),

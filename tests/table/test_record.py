@@ -131,7 +131,7 @@ def test_lines_hold_a_block_and_none_is_left_over(length: int) -> None:
 def test_a_block_of_an_unknown_kind_is_no_block() -> None:
     """A right checksum over a kind that this version does not know does not pass for whole."""
     raw = bytearray(_a_session(b"payload"))
-    raw[2 * at.WORD_BYTES] = 3
+    raw[2 * at.WORD_BYTES] = 4
     where = record.HEAD_BYTES - at.WORD_BYTES
     digest = xxh3_64_intdigest(bytes(raw[:where] + raw[record.HEAD_BYTES :]))
     raw[where : record.HEAD_BYTES] = digest.to_bytes(at.WORD_BYTES, "little")

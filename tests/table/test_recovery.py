@@ -3,59 +3,24 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import pytest
 
 from shmstore._table import index, record
 from shmstore._table import layout as at
-from shmstore._table.derived import Derived
 from shmstore._table.index import Region
-from shmstore._table.recovery import recover
-from shmstore._table.writer import TableWriter
 from shmstore.errors import StoreFullError, TableCorruptError
 from tests.table.interleavings import Recorder
+from tests.table.recoveries import flip, recovered, sessions
 from tests.table.tables import ALICE, BASE, BOB, SALT, TWINS, Table, encoded, noted
 from tests.table.world import need_same_knowledge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shmstore.model import Owner, Session
-
-
-class SetAside(NamedTuple):
-    """What recovery gave to quarantine."""
-
-    where: str
-    word: int
-    raw: bytes
-    reason: str
-
-
-class Recovered(NamedTuple):
-    """What recovery found, gave up, and how often it said that it lives."""
-
-    derived: Derived
-    set_aside: list[SetAside]
-    beats: int
-
-
-def recovered(table: Table) -> Recovered:
-    """Recover a table, and give it its next writer."""
-    set_aside: list[SetAside] = []
-    beats: list[None] = []
-    derived = recover(
-        table.words,
-        table.layout,
-        quarantine=lambda *what: set_aside.append(SetAside(*what)),
-        beat=lambda: beats.append(None),
-    )
-    table.writer = TableWriter(
-        table.words, table.layout, table.pages.reserve, derived, log2_min=3, sparseness=2
-    )
-    return Recovered(derived, set_aside, len(beats))
+    from shmstore.model import Owner
 
 
 def a_table() -> Table:
@@ -80,11 +45,6 @@ def names(table: Table, slot: int) -> int:
 def set_ctl(table: Table, slot: int, word: int) -> None:
     """Store a control word."""
     table.words.store(table.layout.ctl_index + slot, word)
-
-
-def flip(table: Table, line: int, byte: int) -> None:
-    """Damage one byte of a block."""
-    table.buffer[line * at.LINE_BYTES + byte] ^= 1
 
 
 def publish(table: Table, where: int, **changes: Any) -> None:
@@ -117,16 +77,6 @@ def place_of(table: Table, code: str) -> int:
     place = index.find(table.view, region_of(table), tag, slot)
     assert place is not None
     return place
-
-
-def sessions(table: Table) -> dict[str, Session]:
-    """Return what readers see."""
-    reader = table.reader()
-    listing = {session.code: session for session in reader.newest_first()}
-    for code, session in listing.items():
-        assert table.reader().lookup(code) == session
-    assert reader.count() == len(listing)
-    return listing
 
 
 # --- Nothing to mend
