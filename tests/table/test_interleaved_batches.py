@@ -45,7 +45,7 @@ LARGER: Final = [
     Case(stories.batch_after_batch, lookup("B"), PARTS, 5_000),
     Case(stories.batch_after_batch, newest_first, WHOLE, 10_000),
     Case(stories.forgotten_batch, newest_first, WHOLE, 5_000),
-    Case(stories.batch_after_growth, newest_first, WHOLE, 5_000),
+    Case(stories.batch_after_growth, newest_first, WHOLE, 1_500),
 ]
 
 

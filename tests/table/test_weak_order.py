@@ -79,9 +79,9 @@ KILLED: Final = [
 
 LARGER: Final = [
     Case(stories.taking_turns, newest_first, WHOLE, 10_000),
-    Case(stories.both_created, newest_first, WHOLE, 5_000),
+    Case(stories.both_created, newest_first, WHOLE, 2_700),
     Case(stories.changing_hands, newest_first, WHOLE, 10_000),
-    Case(stories.batch_after_batch, lookup("B"), WHOLE, 5_000),
+    Case(stories.batch_after_batch, lookup("B"), WHOLE, 1_200),
 ]
 
 
