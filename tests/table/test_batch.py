@@ -184,7 +184,7 @@ class _Fenced(Recorded):
 
 
 def test_where_fences_are_needed_they_stand_between_the_steps_of_a_batch() -> None:
-    """Each step of the write order is fenced from the next, and lines from their last readers."""
+    """The words of a batch are fenced from its commit, and lines from their last readers."""
     table = a_table(words=_Fenced)
     assert isinstance(table.words, _Fenced)
     changes, _ = changes_of(table, [Do("A", "x"), Do("B"), Do("D", "")])
@@ -193,7 +193,7 @@ def test_where_fences_are_needed_they_stand_between_the_steps_of_a_batch() -> No
     places = [step.place for step in table.words.steps if step.place not in {"figure", "count"}]
     order = [place for place, _ in groupby(places)]
     blocks = ["fence", "block"] * 3
-    words = ["index", "fence", "ctl", "fence", "row", "fence", "ctl", "fence", "index"]
+    words = ["index", "ctl", "fence", "row", "fence", "ctl", "fence", "index"]
     assert order == [*blocks, "fence", *words]
 
 
