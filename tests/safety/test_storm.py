@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from tests.processes import Children
 
 SEED: Final = int(os.environ.get("STORM_SEED", secrets.randbelow(1 << 32)))
+LOGGED_LINES: Final = 400
+"""Of the servers' log, when a storm fails: some seconds of it."""
+
 KILLS: Final = int(os.environ.get("STORM_KILLS", "10000"))
 """Of the long form."""
 
@@ -154,6 +157,8 @@ def storm(directory: Path, journals: Path, children: Children, *, kills: int) ->
         finally:
             blowing.end()
         print(blowing.told(), f"{store.stats().epoch} epochs")  # noqa: T201  # likewise
+        if blowing.board.failures():
+            print(logged(directory))  # noqa: T201  # what the servers did: the directory goes
         assert not blowing.board.failures(), "\n".join(blowing.board.failures())
         assert sum(blowing.killed.values()) >= kills
         assert all(blowing.killed.values())
@@ -164,6 +169,18 @@ def storm(directory: Path, journals: Path, children: Children, *, kills: int) ->
         store.stop()
         until(lambda: not with_directory(directory))
         assert {path.name for path in directory.iterdir()} <= {"t.lock", "t.log", "t.log.1"}
+
+
+def logged(directory: Path) -> str:
+    """Return the last of what the servers logged, less what a storm makes common."""
+    lines = [
+        line
+        for name in ("t.log.1", "t.log")
+        if (directory / name).exists()
+        for line in (directory / name).read_text().splitlines()
+        if "too slow" not in line
+    ]
+    return "\n".join(lines[-LOGGED_LINES:])
 
 
 def require_sound(store: SessionStore, blown: Storm) -> None:
