@@ -871,7 +871,7 @@ def test_a_watcher_on_its_own_needs_no_sessions() -> None:
     watcher = OwnerWatcher(lambda: None, SMALL.sweep_interval_s)
     watcher.watch(os.getpid())
     watcher.stop()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_half_of_the_numbers_used_is_said_once(

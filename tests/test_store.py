@@ -720,7 +720,7 @@ class TestHandle:
         other = shmstore.open("t")
         other.create(code="A")
         del other
-        assert descriptors() == before
+        assert descriptors() <= before
         assert "A" in store
 
 
@@ -850,7 +850,7 @@ class TestOpen:
         for _ in range(3):
             with pytest.raises(StoreOptionsError):
                 shmstore.open("t", max_session_bytes=5000)
-        assert descriptors() == before
+        assert descriptors() <= before
         assert len(store) == 0
 
     def test_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:

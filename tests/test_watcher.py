@@ -58,7 +58,7 @@ def watching() -> Iterator[Watching]:
     made.watcher.start()
     yield made
     made.watcher.stop()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def identified(pid: int) -> Owner:
@@ -144,7 +144,7 @@ class TestWatch:
         one.wait()
         with pytest.raises(OwnerNotAliveError):
             watching.watcher.watch(one.pid)
-        assert descriptors() == before
+        assert descriptors() <= before
 
     def test_twice_is_one_descriptor(self, watching: Watching, children: Children) -> None:
         """Watching again costs nothing that stays."""
@@ -153,7 +153,7 @@ class TestWatch:
         before = descriptors()
         for _ in range(5):
             watching.watcher.watch(one.pid)
-        assert descriptors() == before
+        assert descriptors() <= before
 
     def test_a_peer(self, watching: Watching, children: Children) -> None:
         """A peer's pidfd is taken over; without one it is watched by its pid."""
@@ -199,7 +199,7 @@ class TestWatch:
         before = descriptors()
         with pytest.raises(PermissionError):
             watching.watcher.watch(one.pid)
-        assert descriptors() == before
+        assert descriptors() <= before
 
 
 class TestResume:
@@ -227,7 +227,7 @@ class TestResume:
         else:
             one.kill()
         assert not watching.watcher.resume(owner)
-        assert descriptors() == before
+        assert descriptors() <= before
 
     def test_when_descriptors_are_short(
         self, watching: Watching, children: Children, monkeypatch: pytest.MonkeyPatch
@@ -238,7 +238,7 @@ class TestResume:
         monkeypatch.setattr(process, "is_spare", lambda _descriptor: False)
         before = descriptors()
         assert watching.watcher.resume(owner)
-        until(lambda: descriptors() == before)  # the thread takes one at times, to look at it
+        until(lambda: descriptors() <= before)  # the thread takes one at times, to look at it
         assert watching.watcher.polled_count == 1
         one.kill()
         watching.until_dead(owner)
@@ -319,7 +319,7 @@ class TestTrouble:
         one = children.sleeper()
         before = descriptors()
         owner = watching.watcher.watch_peer(Peer(one.pid, 0, process.open_pidfd(one.pid)))
-        until(lambda: descriptors() == before)  # the thread takes one at times, to look at it
+        until(lambda: descriptors() <= before)  # the thread takes one at times, to look at it
         assert watching.watcher.polled_count == 1
         one.kill()
         watching.until_dead(owner)
