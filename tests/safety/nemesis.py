@@ -274,7 +274,12 @@ class Storm:
     def _let_write(self, seat: int) -> None:
         one = range(seat, seat + 1)
         before = self.board.noted(one)
-        until(lambda: self.board.noted(one) > before or self.board.is_over, STILL_MAX_S)
+
+        def has_written() -> bool:
+            self._fill_seats()  # who was killed last may have been dying when the others were seated
+            return self.board.noted(one) > before or self.board.is_over
+
+        until(has_written, STILL_MAX_S)
 
     def end(self) -> None:
         """Kill whoever is left."""

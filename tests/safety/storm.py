@@ -360,10 +360,12 @@ class Writer:
         self._journal = Journal(journal)
         self._random = random.Random()  # noqa: S311  # no secret
         self._highest = 0
-        self._me = identity_of(os.getpid())
+        self._maker = identity_of(os.getpid())  # which outlives the storm
+        self._me = NOBODY
 
     def run(self) -> None:
         """Take stock, then write until the storm is over."""
+        self._me = identity_of(os.getpid())
         # What a killed writer had sent is done by now: the manager came to it before this.
         self._store.delete("nothing of the kind")
         journal = self._journal
@@ -469,7 +471,7 @@ class Writer:
             raise UnsoundError(msg)
 
     def _owner(self) -> int:
-        return self._random.choice((NOBODY, self._me, *self._board.owners()))
+        return self._random.choice((NOBODY, self._maker, self._me, *self._board.owners()))
 
     def _text(self) -> str:
         length = self._random.choice((0, 10, 100, 1000, 10_000))
