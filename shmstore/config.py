@@ -49,6 +49,9 @@ TIMEOUT_S_MIN: Final = 0.001
 SWEEP_INTERVAL_S_MIN: Final = 0.01
 """A sweep of many owners takes about as long."""
 
+TTL_S_MIN: Final = 0.001
+"""Of a session's time to live: it is over before its answer has arrived."""
+
 UNOWNED_MAX_AGE_S: Final = 24 * 3600.0
 """How long a session without owner lives after its last write: nobody's death would end it."""
 
@@ -87,6 +90,27 @@ POLL_MAX_S: Final = 3600.0
 
 POLL_INTERVAL_S: Final = 0.5
 """How often owners that could get no descriptor are looked at."""
+
+BATCH_MAX_COUNT: Final = 1 << 16
+"""Items of one batch: the manager does nothing else meanwhile, for half a second at most."""
+
+BATCH_COUNT: Final = 1000
+"""Items of one request of a batch that need not be one: some 10 ms of the manager's time."""
+
+BATCH_BYTES: Final = 1 << 20
+"""Bytes of such a request, likewise."""
+
+MODIFY_ATTEMPTS_MAX: Final = 100
+"""Writes of others that modify meets in a row before it gives up."""
+
+FEED_MAX_COUNT: Final = 1 << 14
+"""Events that a manager keeps for those who watch: a second of writes at full speed."""
+
+FEED_MAX_BYTES: Final = 16 << 20
+"""What the sessions in them may take: one of the largest."""
+
+FEED_PAUSE_S: Final = 0.002
+"""How long events are gathered in a stream of writes: many then share one message."""
 
 DESCRIPTORS_SPARE: Final = 16
 """Descriptors that clients and owners leave to the manager: to look into /proc it needs one, to

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
 
 class ShmStoreError(Exception):
-    """The base of every error of this package."""
+    """The base of every error of this package.
+
+    Attributes:
+        outcomes: Of an item of a batch that failed while others were done: what came of each, a
+            result or an error. None for every other error.
+
+    """
+
+    outcomes: list[object] | None = None
 
     def __str__(self) -> str:
         """Return the message itself: KeyError would show its repr, OSError its errno."""
@@ -137,6 +145,16 @@ class AlreadyClaimedError(ShmStoreError, ValueError):
         super().__init__(message)
         self.code = code
         self.session = session
+
+
+class WaitTimeoutError(ShmStoreError, TimeoutError):
+    """What was waited for did not come in time; the store itself answers."""
+
+    def __init__(self, message: str, *, code: str = "", timeout_s: float = 0.0) -> None:
+        """Keep the code and the time that was allowed."""
+        super().__init__(message)
+        self.code = code
+        self.timeout_s = timeout_s
 
 
 class OwnerNotAliveError(ShmStoreError, ProcessLookupError):

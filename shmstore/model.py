@@ -133,6 +133,30 @@ for _name in ("sender_info", "receiver_info", "data"):
     setattr(Session, _name, _frozen_on_first_access(_name))
 
 
+class Event(msgspec.Struct, frozen=True, array_like=True):
+    """Something that happened to a session, or to whoever watches.
+
+    Attributes:
+        kind: "created", "updated" or "deleted". Or "lagged": events were lost, because they came
+            faster than they were taken. Or "restarted": another manager has the store, and what
+            happened between the two cannot be told. After either of them read what you need: all
+            that comes later than `lsn` is told.
+        code: The session's; empty if it is about none.
+        lsn: The table's sequence number of that write; it rises from one event to the next.
+        reason: Why it was deleted: "deleted", "expired", "owner_exited", "taken" or "cleared".
+        session: The session as it is from then on, if that was asked for; None if it is deleted.
+        before: The session as it was until then, if that was asked for; None if it is created.
+
+    """
+
+    kind: str
+    code: str
+    lsn: int
+    reason: str | None = None
+    session: Session | None = None
+    before: Session | None = None
+
+
 class Owner(msgspec.Struct, frozen=True, array_like=True):
     """A process's identity within one boot of the machine.
 

@@ -17,6 +17,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import select
@@ -45,29 +46,23 @@ from shmstore.starter import pause_s
 from shmstore.wire import messages
 from shmstore.wire.frames import FrameReader, body_max, frame
 from shmstore.wire.messages import (
-    Create,
-    Delete,
-    DoneHere,
     Failed,
-    Gone,
     Goodbye,
+    HappenedHere,
     Hello,
     Pin,
     Pinned,
-    Put,
-    Replace,
     Request,
     Stop,
     Unpin,
     Unpinned,
-    Update,
+    Watch,
+    Watching,
     Welcome,
 )
 
 if TYPE_CHECKING:
     from shmstore._os.paths import StorePaths
-    from shmstore.model import Session
-    from shmstore.wire.fields import Fields
 
 Start: TypeAlias = Callable[[float], bool]
 """Starts a manager, by a deadline. False: another one has the store, and may not serve yet."""
@@ -82,10 +77,7 @@ _BESIDE_SESSION_BYTES: Final = 512
 """What a request may have beside its session: names of fields, the code, numbers."""
 
 
-_HEAD: Final = (0, 0, 0)
-"""Number, deadline and first base of a request that is not asked yet: `_ask` knows them."""
-
-_A = TypeVar("_A", DoneHere, Gone, Pinned, Unpinned)
+_A = TypeVar("_A")
 
 _clients: Final = itertools.count(1)
 
@@ -182,6 +174,35 @@ def _left_ms(deadline_ns: int) -> float:
     return left_ms if 0 < left_ms < _POLL_MAX_MS else min(max(0.0, left_ms), _POLL_MAX_MS)
 
 
+class Stream:
+    """A connection on which events come.
+
+    Args:
+        link: The connection.
+
+    """
+
+    def __init__(self, link: _Link) -> None:
+        self._link = link
+
+    def receive(self, deadline_ns: int) -> HappenedHere:
+        """Return the next events.
+
+        Raises:
+            TimeoutError: The deadline passed, and none came.
+            OSError: The connection broke.
+            EOFError: The manager closed it.
+
+        """
+        return expect(HappenedHere, self._link.receive(deadline_ns))
+
+    def close(self) -> None:
+        """End it; who waits for events in another thread is woken, and lets go of it last."""
+        if self._link.socket is not None:
+            with contextlib.suppress(OSError):
+                self._link.socket.shutdown(socket.SHUT_RDWR)
+
+
 class _Late(TimeoutError):  # noqa: N818  # internal; what users see is ManagerTimeoutError
     """The deadline of a request passed, and whether it is certain that nothing was done."""
 
@@ -217,100 +238,23 @@ class SessionTableProxy:
         self._closed = False
         self._links: dict[int, _Link] = {}  # SYNC-fork: by fork generation
 
-    # --- The store's writes
+    # --- What is asked
 
-    def create(
-        self, fields: Fields, *, unowned: bool = False, timeout_s: float | None = None
-    ) -> Session:
-        """Create a session.
+    def ask(self, request: Request, timeout_s: float | None = None) -> messages.Heard:
+        """Ask for a write, and return the answer. The request's head is filled in here.
 
         Raises:
-            SessionExistsError: The code is taken.
-            OwnerNotAliveError: The process that was to own it does not run.
-            StoreFullError: There is no room.
+            ShmStoreError: What the manager says; or it cannot be reached.
+            ValueError: The request gives something that no session has.
+            TypeError: Likewise.
             ManagerTimeoutError: The deadline passed; the error says whether the outcome is known.
 
         """
-        request = Create(*_HEAD, fields, unowned)
-        return self._ask(request, DoneHere, timeout_s, self._start).session
-
-    def update(
-        self,
-        code: str,
-        fields: Fields,
-        *,
-        if_version: int | None = None,
-        if_created: int | None = None,
-        timeout_s: float | None = None,
-    ) -> Session:
-        """Merge fields into a session.
-
-        Raises:
-            SessionNotFoundError: There is none of this code.
-            VersionConflictError: It is not the one that was named.
-
-        """
-        request = Update(*_HEAD, code, if_version, if_created, fields)
-        return self._ask(request, DoneHere, timeout_s, self._start).session
-
-    def replace(
-        self,
-        code: str,
-        fields: Fields,
-        *,
-        if_version: int | None = None,
-        if_created: int | None = None,
-        timeout_s: float | None = None,
-    ) -> Session:
-        """Make a session anew.
-
-        Raises:
-            SessionNotFoundError: There is none of this code.
-            VersionConflictError: It is not the one that was named.
-
-        """
-        request = Replace(*_HEAD, code, if_version, if_created, fields)
-        return self._ask(request, DoneHere, timeout_s, self._start).session
-
-    def put(
-        self,
-        code: str,
-        fields: Fields,
-        *,
-        if_version: int | None = None,
-        if_created: int | None = None,
-        unowned: bool = False,
-        timeout_s: float | None = None,
-    ) -> Session:
-        """Replace a session, or create it.
-
-        Raises:
-            VersionConflictError: It is not the one that was named.
-
-        """
-        request = Put(*_HEAD, code, if_version, if_created, fields, unowned)
-        return self._ask(request, DoneHere, timeout_s, self._start).session
-
-    def delete(
-        self,
-        code: str,
-        *,
-        if_version: int | None = None,
-        if_created: int | None = None,
-        timeout_s: float | None = None,
-    ) -> bool:
-        """Delete a session; say whether it was there.
-
-        Raises:
-            VersionConflictError: It is not the one that was named.
-
-        """
-        request = Delete(*_HEAD, code, if_version, if_created)
-        return self._ask(request, Gone, timeout_s, self._start).existed
+        return self._ask(request, timeout_s, self._start)
 
     def stop(self, timeout_s: float | None = None) -> None:
         """End the store. A manager that does not run is not started for it."""
-        self._ask(Stop(*_HEAD), Gone, timeout_s, None)
+        self._ask(Stop(*messages.HEAD), timeout_s, None)
 
     def pin(self, timeout_s: float | None = None) -> Pinned:
         """Have the manager keep what stands in the table, and copy all but its blocks aside.
@@ -319,11 +263,34 @@ class SessionTableProxy:
             StoreFullError: There is no room for the copy.
 
         """
-        return self._ask(Pin(*_HEAD), Pinned, timeout_s, None)
+        return expect(Pinned, self._ask(Pin(*messages.HEAD), timeout_s, None))
 
     def unpin(self, timeout_s: float | None = None) -> Unpinned:
         """Let go of the pin, and hear whether it held until now."""
-        return self._ask(Unpin(*_HEAD), Unpinned, timeout_s, None)
+        return expect(Unpinned, self._ask(Unpin(*messages.HEAD), timeout_s, None))
+
+    def watch(self, request: Watch, timeout_s: float | None = None) -> tuple[Stream, Watching]:
+        """Open a connection of its own on which events come; say what is to be known first."""
+        if timeout_s is None:
+            timeout_s = self._timeout_s
+        deadline_ns = clock.boot_ns() + int(timeout_s * _NS)
+        self._link()  # refuses a closed handle, and another user
+        link = _Link()
+        try:
+            self._connect(link, deadline_ns, self._start)
+            request.number, request.deadline_ns = 1, deadline_ns
+            link.send(messages.encode(request), deadline_ns)
+            answer = link.receive(deadline_ns)
+        except TimeoutError as error:
+            link.drop()
+            raise self._late(error, timeout_s) from None
+        except BaseException:
+            link.drop()
+            raise
+        if isinstance(answer, Failed):
+            link.drop()
+            raise messages.error_of(answer)
+        return Stream(link), expect(Watching, answer)
 
     # --- The connection
 
@@ -391,8 +358,8 @@ class SessionTableProxy:
             link.lock.release()
 
     def _ask(
-        self, request: Request, answer_type: type[_A], timeout_s: float | None, start: Start | None
-    ) -> _A:
+        self, request: Request, timeout_s: float | None, start: Start | None
+    ) -> messages.Heard:
         """Ask once, however often the question has to be sent, and return the answer."""
         if timeout_s is None:
             timeout_s = self._timeout_s
@@ -411,11 +378,9 @@ class SessionTableProxy:
                 link.lock.release()
             except RuntimeError:
                 pass  # not ours: the deadline passed before we had it
-        if isinstance(answer, answer_type):
-            return answer
-        if isinstance(answer, Failed):
+        if type(answer) is Failed:
             raise messages.error_of(answer)
-        raise _unexpected(answer)
+        return answer
 
     def _ask_until(  # noqa: C901  # what can go wrong in an exchange, side by side
         self, link: _Link, request: Request, deadline_ns: int, start: Start | None
@@ -453,10 +418,10 @@ class SessionTableProxy:
                 link.drop()  # a signal's exception, say: the answer may still be on its way
                 raise
             else:
-                if type(answer) is not Welcome and answer.number == link.number:
+                if getattr(answer, "number", None) == link.number:
                     return answer
                 link.drop()
-                raise _unexpected(answer)
+                raise unexpected(answer)
             if attempt:
                 left_s = (deadline_ns - clock.boot_ns()) / _NS
                 # It lets us in and drops us, so do not ask in a circle.
@@ -591,7 +556,7 @@ class SessionTableProxy:
         if isinstance(answer, Failed):
             raise messages.error_of(answer)
         if not isinstance(answer, Welcome):
-            raise _unexpected(answer)
+            raise unexpected(answer)
         link.base = answer.base
         self._max_session_bytes = answer.max_session_bytes
 
@@ -633,6 +598,19 @@ def became_another_user(name: str, euid: int) -> AccessDeniedError:
     return AccessDeniedError(msg)
 
 
-def _unexpected(answer: messages.Heard) -> ProtocolError:
+def expect(kind: type[_A], answer: messages.Heard) -> _A:
+    """Return an answer that is of the kind that was asked for.
+
+    Raises:
+        ProtocolError: It is of another.
+
+    """
+    if type(answer) is kind:
+        return answer
+    raise unexpected(answer)
+
+
+def unexpected(answer: messages.Heard) -> ProtocolError:
+    """Return the error of an answer of a kind that was not asked for."""
     msg = f"the manager answered with a {type(answer).__name__} that was not asked for"
     return ProtocolError(msg)

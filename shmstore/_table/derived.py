@@ -32,6 +32,8 @@ class Derived(msgspec.Struct, kw_only=True):
         unowned: Slots of sessions without owner to the time of their last write, oldest first.
         free_slots: Slots below the high-water mark without a session.
         rows: Client to the row that has its last outcome.
+        expiring: Slot to expiry, of every session that has one.
+        statuses: Slot to the status of its session.
 
     """
 
@@ -44,6 +46,8 @@ class Derived(msgspec.Struct, kw_only=True):
     unowned: dict[int, int] = msgspec.field(default_factory=dict)
     free_slots: list[int] = msgspec.field(default_factory=list)
     rows: dict[ClientId, int] = msgspec.field(default_factory=dict)
+    expiring: dict[int, int] = msgspec.field(default_factory=dict)
+    statuses: dict[int, str] = msgspec.field(default_factory=dict)
 
 
 def of_new(words: Words) -> Derived:

@@ -4,13 +4,14 @@ A block is never modified once a shared word names it. All kinds begin alike:
 
     word  0  lsn
           1  slot << 32 | length in bytes, head included (a batch: all ones for a slot)
-          2  kind | result << 8
+          2  kind | result << 8                     (SESSION: kind | time to live in us << 8)
           3  client pid | client counter << 32      who asked (all 0: the manager itself)
           4  client start time, ticks since boot
           5  request number
           6  request deadline, boot clock, ns
 
     OUTCOME:  7  checksum                           64 bytes, one line
+              .  payload: what its client is answered (of a plain delete: nothing)
     SESSION:  7  lsn that created the session
               8  owner pid (0: nobody)
               9  owner start time, ticks since boot
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 KIND_SESSION: Final = 1
 KIND_OUTCOME: Final = 2
 KIND_BATCH: Final = 3
+TTL_US_MAX: Final = (1 << 56) - 1
+"""What word 2 has room for: two thousand years."""
+
 BATCH_SLOT: Final = (1 << 32) - 1
 """Stands for the slot in a batch's block: it has many, and no table has that one."""
 
@@ -122,6 +126,7 @@ class Block(msgspec.Struct, frozen=True):
     payload: bytes = b""
     row: int = 0
     items: tuple[Item, ...] = ()
+    ttl_us: int = 0
 
     @property
     def note(self) -> Note | None:
@@ -186,6 +191,7 @@ def encode_session(
     written_ns: int,
     expires_ns: int,
     payload: bytes,
+    ttl_us: int = 0,
 ) -> bytes:
     """Return the bytes of a SESSION block."""
     who, start_ticks, number, deadline_ns = _asked(note)
@@ -194,7 +200,7 @@ def encode_session(
         lsn,
         HEAD_BYTES + len(payload),
         slot,
-        KIND_SESSION,
+        ttl_us << 8 | KIND_SESSION,
         who,
         start_ticks,
         number,
@@ -209,11 +215,13 @@ def encode_session(
     return head + _WORD.pack(xxh3_64_intdigest(head + payload)) + payload
 
 
-def encode_outcome(*, lsn: int, slot: int, note: Note | None, result: int) -> bytes:
-    """Return the bytes of an OUTCOME block: one line."""
-    place = slot << 32 | OUTCOME_BYTES
+def encode_outcome(
+    *, lsn: int, slot: int, note: Note | None, result: int, payload: bytes = b""
+) -> bytes:
+    """Return the bytes of an OUTCOME block: one line, unless it has a payload."""
+    place = slot << 32 | OUTCOME_BYTES + len(payload)
     head = _COMMON.pack(lsn, place, KIND_OUTCOME | result << 8, *_asked(note))
-    return head + _WORD.pack(xxh3_64_intdigest(head))
+    return head + _WORD.pack(xxh3_64_intdigest(head + payload)) + payload
 
 
 def batch_bytes(items_count: int, payload: bytes) -> int:
@@ -256,12 +264,24 @@ def decode_head(raw: bytes) -> Block:
         return decode_batch(raw)
     if kind != KIND_SESSION:
         lsn, place, kind_result, *asked = _COMMON.unpack_from(raw)
-        return Block(lsn, place >> 32, place & _HALF, kind_result & 0xFF, kind_result >> 8, *asked)
+        who, start_ticks, number, deadline_ns = asked
+        return Block(
+            lsn,
+            place >> 32,
+            place & _HALF,
+            kind_result & 0xFF,
+            kind_result >> 8,
+            who,
+            start_ticks,
+            number,
+            deadline_ns,
+            payload=raw[OUTCOME_BYTES:],
+        )
     (
         lsn,
         length_bytes,
         slot,
-        kind,
+        kind_ttl,
         who,
         start_ticks,
         number,
@@ -277,7 +297,7 @@ def decode_head(raw: bytes) -> Block:
         lsn,
         slot,
         length_bytes,
-        kind,
+        KIND_SESSION,
         0,  # a session has no result
         who,
         start_ticks,
@@ -288,6 +308,7 @@ def decode_head(raw: bytes) -> Block:
         written_ns,
         expires_ns,
         raw[HEAD_BYTES:],
+        ttl_us=kind_ttl >> 8,
     )
 
 

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
-from shmstore._table import index, record
+from shmstore._table import expiry, index, record
 from shmstore._table import layout as at
 from shmstore._table.derived import Derived
 from shmstore._table.index import Region
@@ -88,6 +88,7 @@ class _Recovery:
         self._rows: dict[ClientId, tuple[int, Block]] = {}
         self._blocks: dict[int, Block] = {}  # live slot -> its record, less the payload
         self._codes: dict[str, int] = {}
+        self._statuses: dict[int, str] = {}
 
     def run(self) -> Derived:
         region = self._require_a_table()
@@ -105,8 +106,10 @@ class _Recovery:
             codes=self._codes,
             free_slots=[s for s in range(self._slots_used) if s not in self._blocks],
             rows={client: row for client, (row, _) in self._rows.items()},
+            statuses=self._statuses,
         )
         self._owners(derived)
+        self._expiries(derived)
         words = self._words
         words.store(at.H_COUNT, len(derived.codes))
         words.store(at.H_OWNERS, len(derived.owned))
@@ -268,9 +271,10 @@ class _Recovery:
                 self._drop(slot, word, f"its code {code!r} is that of slot {other}, a later one")
                 return
             older = self._view[self._layout.ctl_index + other]
-            del self._blocks[other]
+            del self._blocks[other], self._statuses[other]
             self._drop(other, older, f"its code {code!r} is that of slot {slot}, a later one")
         self._codes[code] = slot
+        self._statuses[slot] = session.status
         self._blocks[slot] = msgspec.structs.replace(block, payload=b"")  # else all of it at once
 
     def _session(self, slot: int, block: Block | None) -> Session | str:
@@ -341,6 +345,13 @@ class _Recovery:
         derived.owned.update(owned)
         unowned.sort(key=_lsn)  # the order of their writes
         derived.unowned.update((slot, block.written_ns) for slot, block in unowned)
+
+    def _expiries(self, derived: Derived) -> None:
+        touch_index = self._layout.touch_index
+        for slot, block in self._blocks.items():
+            expires_ns = expiry.in_force(self._view[touch_index + slot], block)
+            if expires_ns:
+                derived.expiring[slot] = expires_ns
 
     def _extents(self, region: Region) -> list[tuple[int, int]]:
         """Return the taken lines in ascending order."""

@@ -48,12 +48,13 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 import msgspec
 
 from shmstore import config
-from shmstore._table import index, record
+from shmstore._table import expiry, index, record
 from shmstore._table import layout as at
 from shmstore._table.arena import Arena
 from shmstore._table.derived import of_new
 from shmstore._table.index import Region
 from shmstore._table.record import Block, Item
+from shmstore._table.statuses import Statuses
 from shmstore.errors import StoreFullError
 from shmstore.model import Owner
 
@@ -79,6 +80,9 @@ class Change(msgspec.Struct):
         payload: Its next state; empty: it is deleted.
         owner: Its owner then.
         expires_ns: Its expiry then; 0: never.
+        ttl_us: How long it lives from a write on; 0: for ever.
+        lsn: What it is numbered; 0: the next number.
+        created_lsn: What the session was created under; 0: what `old` was, or this mutation.
 
     """
 
@@ -87,6 +91,9 @@ class Change(msgspec.Struct):
     payload: bytes = b""
     owner: Owner | None = None
     expires_ns: int = 0
+    ttl_us: int = 0
+    lsn: int = 0
+    created_lsn: int = 0
 
     @property
     def is_delete(self) -> bool:
@@ -109,6 +116,8 @@ class TableWriter:
         codes: Code to slot, of every session.
         owned: Owner to the slots of its sessions; never an empty set.
         unowned: Slots of sessions without owner to the time of their last write, oldest first.
+        expiries: Which sessions expire, and when.
+        statuses: Which sessions have which status; kept by whoever knows what payloads mean.
         base: The table's id: the version of LSN 0.
         lsn: Mutations so far.
         mutating: Whether a mutation has begun and is not finished: an exception that leaves this
@@ -130,6 +139,8 @@ class TableWriter:
         self.codes: dict[str, int] = known.codes
         self.owned: dict[Owner, set[int]] = known.owned
         self.unowned: dict[int, int] = known.unowned
+        self.expiries = expiry.Expiries(known.expiring)
+        self.statuses = Statuses(known.statuses)
         self.mutating = False
         self._words = words
         self._view = words.view
@@ -173,6 +184,18 @@ class TableWriter:
         """The version that the next create or update will have (after `make_room`)."""
         return self.base + self.lsn + 1
 
+    def find(self, code: str) -> Block | None:
+        """Return the record of the session of this code, with the expiry in force."""
+        slot = self.codes.get(code)
+        if slot is None:
+            return None
+        block = self.block(slot)
+        if self.expiries:
+            expires_ns = self.expiries.of(slot)
+            if block.expires_ns != expires_ns:  # it was touched
+                return msgspec.structs.replace(block, expires_ns=expires_ns)
+        return block
+
     def block(self, slot: int) -> Block:
         """Return the record of a slot that is in use."""
         line = self._view[self._ctl_index + slot] & at.LINE_MASK
@@ -213,6 +236,7 @@ class TableWriter:
         now_ns: int,
         expires_ns: int,
         note: Note | None,
+        ttl_us: int = 0,
     ) -> int:
         """Publish a new session and return its slot. `make_room` was called, the code is free.
 
@@ -224,7 +248,9 @@ class TableWriter:
         words, lsn = self._words, self.lsn + 1
         line, row = self._line_and_row(record.HEAD_BYTES + len(payload), note, now_ns)
         slot = self._free_slots[-1] if self._free_slots else self._slots_used
-        block = record.encode_session(lsn, slot, note, lsn, owner, now_ns, expires_ns, payload)
+        block = record.encode_session(
+            lsn, slot, note, lsn, owner, now_ns, expires_ns, payload, ttl_us
+        )
         self.mutating = True
         if self._free_slots:
             self._free_slots.pop()
@@ -241,6 +267,8 @@ class TableWriter:
         words.store(at.H_COUNT, len(self.codes))
         self._count(at.H_CREATED)
         self._own(slot, None, owner, now_ns)
+        if expires_ns:
+            self.expiries.set(slot, expires_ns)
         self.mutating = False
         return slot
 
@@ -254,6 +282,7 @@ class TableWriter:
         now_ns: int,
         expires_ns: int,
         note: Note | None,
+        ttl_us: int = 0,
     ) -> None:
         """Publish a session's next state.
 
@@ -266,7 +295,7 @@ class TableWriter:
         lsn = self.lsn + 1
         line, row = self._line_and_row(record.HEAD_BYTES + len(payload), note, now_ns)
         block = record.encode_session(
-            lsn, slot, note, old.created_lsn, owner, now_ns, expires_ns, payload
+            lsn, slot, note, old.created_lsn, owner, now_ns, expires_ns, payload, ttl_us
         )
         self.mutating = True
         word = self._fill(line, block, lsn)
@@ -276,7 +305,21 @@ class TableWriter:
         self._count(at.H_UPDATED)
         if owner is None or owner is not old.owner:
             self._own(slot, old.owner, owner, now_ns)
+        if expires_ns or self.expiries:
+            self.expiries.set(slot, expires_ns)
         self.mutating = False
+
+    def touch(self, block: Block, expires_ns: int) -> bool:
+        """Let a session expire at another time, by one store; say False if a word cannot say it.
+
+        Nothing of it is noted: doing it twice is doing it once.
+        """
+        word = expiry.touched(block.lsn, block.written_ns, expires_ns)
+        if word is None:
+            return False
+        self._words.store(self._layout.touch_index + block.slot, word)
+        self.expiries.set(block.slot, expiry.in_force(word, block))
+        return True
 
     def delete(
         self,
@@ -286,18 +329,23 @@ class TableWriter:
         note: Note | None,
         now_ns: int,
         counter: int = at.H_DELETED,
+        answer: bytes = b"",
     ) -> None:
         """Delete a session; `counter` is the header word that counts this kind of delete.
 
-        Never fails for want of lines: every create and update left some for it.
+        Without an answer to keep it never fails for want of lines: every create and update left
+        some for it.
 
         Raises:
-            StoreFullError: No row for the client. Nothing changed.
+            StoreFullError: No row for the client, or no room for the answer. Nothing changed.
 
         """
         slot = self.codes[code]
-        row = self._row_for(note, now_ns)
-        line = 0 if note is None else self._line_of_delete()
+        row, line = -1, 0
+        if answer:
+            line, row = self._line_and_row(record.OUTCOME_BYTES + len(answer), note, now_ns)
+        elif note is not None:
+            row, line = self._row_for(note, now_ns), self._line_of_delete()
         self.mutating = True
         lsn = self.lsn + 1
         if note is None:
@@ -305,7 +353,7 @@ class TableWriter:
             if self._fence is not None:
                 self._fence()  # what was published last, before this
         else:
-            outcome = record.encode_outcome(lsn=lsn, slot=slot, note=note, result=1)
+            outcome = record.encode_outcome(lsn=lsn, slot=slot, note=note, result=1, payload=answer)
             self._note(row, note, self._fill(line, outcome, lsn))
         self._replace_ctl(slot, lsn << at.LINE_BITS)  # SYNC-publish: pairs with the reader's load
         if self._fence is not None:
@@ -314,10 +362,17 @@ class TableWriter:
         self._words.store(at.H_COUNT, len(self.codes))
         self._count(counter)
         self._disown(slot, owner)
+        if self.expiries:
+            self.expiries.set(slot, 0)
+        self.statuses.set(slot, None)
         self.mutating = False
 
-    def commit(self, changes: list[Change], *, note: Note, answer: bytes, now_ns: int) -> None:
+    def commit(
+        self, changes: list[Change], *, note: Note, answer: bytes, now_ns: int, lsn: int = 0
+    ) -> None:
         """Publish mutations of different sessions as one: all are seen, or none is.
+
+        Where changes are numbered, they are in the order of their numbers.
 
         No two are of one code, deleted and created again, say: a reader might look at the later
         one's slot before the commit and at the other's after it, and find neither.
@@ -328,6 +383,7 @@ class TableWriter:
             note: Which request this answers.
             answer: What the client is answered, should it ask again.
             now_ns: Boot clock.
+            lsn: The batch's own number, above those of the changes; 0: the next one.
 
         Raises:
             StoreFullError: No room for the records or the client. Nothing changed, but that an
@@ -342,7 +398,7 @@ class TableWriter:
         lines, row = self._lines_and_row(lengths, note, now_ns)
         self.mutating = True
         items = [self._prepare(change, lines, note, now_ns) for change in changes]
-        lsn = self.lsn + 1
+        lsn = lsn or self.lsn + 1
         block = record.encode_batch(lsn=lsn, note=note, row=row, items=items, payload=answer)
         pending = self._fill(lines.pop(), block, lsn)
         self._publish(changes, items, row, note, pending)
@@ -421,12 +477,12 @@ class TableWriter:
 
     def _prepare(self, change: Change, lines: list[int], note: Note, now_ns: int) -> Item:
         """Fill the block of one item, which nothing names yet, and return its control words."""
-        lsn = self.lsn + 1
+        lsn = change.lsn or self.lsn + 1
         if change.old is None:
             slot = self._free_slots.pop() if self._free_slots else self._first_use()
-            created_lsn = lsn
+            created_lsn = change.created_lsn or lsn
         else:
-            slot, created_lsn = change.old.slot, change.old.created_lsn
+            slot, created_lsn = change.old.slot, change.created_lsn or change.old.created_lsn
         before = self._view[self._ctl_index + slot]
         if change.is_delete:
             self.lsn = lsn
@@ -440,6 +496,7 @@ class TableWriter:
             now_ns,
             change.expires_ns,
             change.payload,
+            change.ttl_us,
         )
         return Item(slot, before, self._fill(lines.pop(0), block, lsn))
 
@@ -479,9 +536,12 @@ class TableWriter:
         old = change.old.owner if change.old is not None else None
         if change.is_delete:
             self._disown(slot, old)
+            self.expiries.set(slot, 0)
+            self.statuses.set(slot, None)
             self._count(at.H_DELETED)
             return
         self._own(slot, old, change.owner, now_ns)
+        self.expiries.set(slot, change.expires_ns)
         self._count(at.H_CREATED if change.old is None else at.H_UPDATED)
 
     # --- Steps of the write order

@@ -11,10 +11,11 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import TYPE_CHECKING, Final
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from shmstore import config, operations
 from shmstore._os import clock
@@ -26,16 +27,18 @@ from shmstore._table.writer import end_table
 from shmstore.errors import OwnerNotAliveError
 from shmstore.model import Owner
 from shmstore.operations import Context, StaleOwnerError
+from shmstore.server.feed import Feed
 from shmstore.server.pins import Pins
 from shmstore.wire import messages
-from shmstore.wire.messages import Create, Delete, Put, Update
+from shmstore.wire.messages import Create, Increment, Put
 
 if TYPE_CHECKING:
     from shmstore._table.record import ClientId
     from shmstore.operations import Answer, Operation
+    from shmstore.operations.context import Given
     from shmstore.server.table_file import TableFile
     from shmstore.watcher import OwnerWatcher
-    from shmstore.wire.messages import Request
+    from shmstore.wire.messages import Item, Request
 
 _log = logging.getLogger("shmstore.server")
 
@@ -53,6 +56,7 @@ class Host:
     Attributes:
         options: The store's.
         pins: Its clients' pins.
+        feed: What happened of late, for those who watch.
 
     """
 
@@ -62,6 +66,7 @@ class Host:
         self._table = file.writer
         self.options = header.options_of(file.words.view)
         self._warned = False
+        self.feed = Feed(self._table.base, self._table.lsn)
         self.pins = Pins(file.paths, file)
 
     @property
@@ -92,14 +97,22 @@ class Host:
             ValueError: The request gives something that no session has.
 
         """
-        given = self._given(request, caller)
-        limit = self.options.max_session_bytes
-        context = Context(client, caller, given, clock.boot_ns(), clock.wall, limit, self._is_dead)
-        try:
-            answer = operations.apply(self._table, request, context)
-        except StaleOwnerError as stale:
-            self.reap(stale.owner)  # its death has not been reported yet; the report finds nothing
-            answer = operations.apply(self._table, request, context)
+        context = Context(
+            client,
+            caller,
+            functools.partial(self._given, caller),
+            clock.boot_ns(),
+            clock.wall,
+            self.options.max_session_bytes,
+            self._is_dead,
+            self.feed.note,
+        )
+        while True:
+            try:
+                answer = operations.apply(self._table, request, context)
+                break
+            except StaleOwnerError as stale:  # once for each owner: its sessions are gone then
+                self.reap(stale.owner)  # the report of its death finds nothing
         if self._table.lsn >= config.LSN_WARN and not self._warned:
             self._warned = True
             _log.warning("half of the table's sequence numbers are used: restart it within months")
@@ -115,13 +128,14 @@ class Host:
                 self.beat()
             if not self.watcher.resume(owner):
                 self.reap(owner)
+        self.expire(clock.boot_ns())
         self.sweep(set())
 
     def reap(self, owner: Owner) -> None:
         """Delete every session of a dead owner, and forget what it asked."""
         slots = list(self._table.owned.get(owner, ()))
         for slot in slots:
-            self._delete(slot, at.H_REAPED)
+            self._delete(slot, at.H_REAPED, "owner_exited")
         self._table.forget_process(owner.pid, owner.start_ticks)
         if slots:
             _log.info("process %d exited; its %d sessions are gone", owner.pid, len(slots))
@@ -150,7 +164,7 @@ class Host:
             oldest_ns = clock.boot_ns() - round(max_age_s * 1e9)
             unowned = self._table.unowned  # oldest write first
             for slot in [slot for slot, written_ns in unowned.items() if written_ns < oldest_ns]:
-                self._delete(slot, at.H_EXPIRED)
+                self._delete(slot, at.H_EXPIRED, "expired")
         self._forget_the_dead(connected)
         self.watcher.keep_only(connected | self._table.owned.keys())
 
@@ -182,17 +196,14 @@ class Host:
             _log.exception("the version reached cannot be kept; the clock has to serve")
         self.file.unlink()
 
-    def _given(self, request: Operation, caller: Owner) -> Owner | UnsetType | None:
-        """Return the owner that a request names, watched and alive; UNSET when it names none."""
-        if isinstance(request, Update) and request.fields.owner_pid is UNSET:
-            return UNSET  # nearly always
-        if isinstance(request, Delete):
-            return UNSET
-        pid = request.fields.owner_pid
+    def _given(self, caller: Owner, item: Item) -> Given:
+        """Return the owner that an item names, watched and alive; UNSET when it names none."""
+        fields = item.default if isinstance(item, Increment) else item.fields  # type: ignore[union-attr]
+        pid = UNSET if fields is None else fields.owner_pid
         if pid is None:
             return None
         if pid is UNSET:
-            if isinstance(request, Create | Put) and not request.unowned:
+            if isinstance(item, Create | Put | Increment) and not item.unowned:
                 self._require_alive(caller)
             return UNSET
         owner = caller if pid == caller.pid else self.watcher.watch(pid)
@@ -207,9 +218,19 @@ class Host:
     def _is_dead(self, owner: Owner) -> bool:
         return self.watcher.life_of(owner) is Life.DEAD
 
-    def _delete(self, slot: int, counter: int) -> None:
+    def expire(self, now_ns: int) -> None:
+        """Delete every session whose time is over."""
+        while (slot := self._table.expiries.due(now_ns)) is not None:
+            self._delete(slot, at.H_EXPIRED, "expired")
+
+    def next_expiry_ns(self) -> int:
+        """Return when the next session's time is over, 0 if none's ever is."""
+        return self._table.expiries.next_ns() if self._table.expiries else 0
+
+    def _delete(self, slot: int, counter: int, reason: str) -> None:
         block = self._table.block(slot)
         code = decode_payload(block.payload).code
         self._table.delete(
             code, owner=block.owner, note=None, now_ns=clock.boot_ns(), counter=counter
         )
+        self.feed.note(self._table.lsn, code, block.payload, b"", reason)

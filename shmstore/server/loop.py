@@ -18,16 +18,17 @@ import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from shmstore import config
-from shmstore._os import process
+from shmstore._os import clock, process
 from shmstore._table import layout as at
 from shmstore.errors import ProtocolError, ShmStoreError
 from shmstore.server import admission
 from shmstore.server.connection import Connection
 from shmstore.server.events import Events
 from shmstore.server.upkeep import Upkeep
+from shmstore.server.watchers import Watchers
 from shmstore.wire import messages
 from shmstore.wire.frames import body_max
-from shmstore.wire.messages import Goodbye, Hello, Pin, Stop, Unpin, Welcome
+from shmstore.wire.messages import Goodbye, Hello, Pin, Stop, Unpin, Watch, Welcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +85,7 @@ class ManagerLoop:
         self._events.add(bell, self._answer_bell)
         if linked is not None:
             self._events.add(linked, self._linked_exited)
+        self._watchers = Watchers(host.feed, self._drop)
         self._own: _Own = {Stop: self._stop, Pin: host.pin, Unpin: host.unpin}
         self._upkeep = Upkeep(host.file, listener, succession, self._events, self._accept)
         self._upkeep.listen()
@@ -103,7 +105,7 @@ class ManagerLoop:
                 self._beat(now)
                 next_beat = now + config.HEARTBEAT_S
                 continue  # it may have ended the store
-            for descriptor, event in self._epoll.poll(next_beat - now if now < next_beat else 0):
+            for descriptor, event in self._epoll.poll(self._wait_s(now, next_beat - now)):
                 connection = self._connections.get(descriptor)
                 if connection is not None:
                     self._serve_client(connection, event)
@@ -115,6 +117,22 @@ class ManagerLoop:
             self._drop(connection)
         self._upkeep.close()
         self._epoll.close()
+
+    def _wait_s(self, now_s: float, wait_s: float) -> float:
+        """Do what is due by now, and return how long there is nothing else to do."""
+        next_ns = self._host.next_expiry_ns()
+        if next_ns:
+            now_ns = clock.boot_ns()
+            if next_ns <= now_ns:
+                self._host.expire(now_ns)
+            else:
+                wait_s = min(wait_s, (next_ns - now_ns) / 1e9)
+        pause_s = self._watchers.pause_s(now_s)
+        if pause_s == 0:
+            self._watchers.tell(now_s, self._epoll)
+        elif pause_s is not None:
+            wait_s = min(wait_s, pause_s)
+        return wait_s
 
     def end(self, state: int) -> None:
         """End the store: nobody is served any more, and the table goes. The socket goes last."""
@@ -133,6 +151,8 @@ class ManagerLoop:
         try:
             if event & select.EPOLLOUT:
                 connection.flush()
+                if not connection.unsent:
+                    self._watchers.go_on(connection, self._epoll)
                 body = None if connection.unsent else connection.next_received()
             else:
                 body = connection.receive()
@@ -158,6 +178,9 @@ class ManagerLoop:
     def _answer(self, connection: Connection, body: bytes) -> None:
         asked = messages.decode_asked(body)
         client, owner = connection.client, connection.owner
+        if self._watchers.has(connection):
+            msg = "on a connection that watches nothing more is asked"
+            raise ProtocolError(msg)
         if client is None or owner is None:
             if not isinstance(asked, Hello):
                 msg = "the first message of a connection is Hello"
@@ -174,7 +197,10 @@ class ManagerLoop:
                 msg = f"request {asked.number} came after request {connection.last_number}"
                 raise ProtocolError(msg)
             connection.last_number = asked.number
-            answer = self._do(asked, client, owner)
+            if type(asked) is Watch:
+                answer = self._watchers.add(connection, asked, self._host.epoch)
+            else:
+                answer = self._do(asked, client, owner)
             if self._answered is not None:
                 self._answered()
                 self._answered = None
@@ -256,6 +282,7 @@ class ManagerLoop:
         descriptor = connection.socket.fileno()
         if self._connections.pop(descriptor, None) is None:
             return
+        self._watchers.discard(connection)
         if connection.client is not None and self._clients.get(connection.client) is connection:
             del self._clients[connection.client]
             self._host.pins.unpin(connection.client)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from msgspec import UNSET, UnsetType
 
@@ -25,32 +25,28 @@ from shmstore._table import header
 from shmstore._table.layout import H_COUNT, NEVER
 from shmstore._table.reader import TableReader, hot_get
 from shmstore.errors import (
-    SessionExistsError,
     SessionNotFoundError,
     ShmStoreError,
     StoreAlreadyRunningError,
-    StoreNotRunningError,
-    VersionConflictError,
 )
 from shmstore.model import ChildSpec, Session, StoreStats
 from shmstore.proxy import SessionTableProxy
 from shmstore.store.followed import FollowedTable
+from shmstore.store.requests import Requests
 from shmstore.store.settings import check_timeout, settings_of
-from shmstore.wire import fields as wire_fields
+from shmstore.store.writes import Writes
 from shmstore.wire.launch import Launch
-from shmstore.wire.values import check_code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from shmstore.store.settings import Settings
-    from shmstore.wire.fields import Fields
 
 _T = TypeVar("_T")
 
 
-class SessionStore:
+class SessionStore(Writes):
     """A handle of a store: a mapping from code to Session, shared by every process of the machine.
 
     Made by `shmstore.open`, by `start_link`, or by unpickling. Thread-safe, usable after a fork, a
@@ -70,6 +66,7 @@ class SessionStore:
             timeout_s=settings.timeout_s,
             start=self._table.start_anew if settings.start else None,
         )
+        self._requests = Requests(owned=settings.owned)
         self._table.attach_first(self._proxy, started=started)
         if type(self).get is SessionStore.get:
             # A closure on the instance costs half of a method. Not over a subclass's own get.
@@ -214,233 +211,6 @@ class SessionStore:
             **figures,
         )
 
-    # --- Writes
-
-    def create(
-        self,
-        mapping: Mapping[str, Any] | None = None,
-        /,
-        *,
-        data: Mapping[str, Any] | None = None,
-        expect: Mapping[str, Any] | None = None,
-        ttl_s: float | None = None,
-        timeout_s: float | None = None,
-        **fields: Any,
-    ) -> Session:
-        """Create a session and return it.
-
-            >>> session = store.create(direction="send", speed="fast")
-            >>> session.status, session.data["speed"]
-            ('pending', 'fast')
-
-        Args:
-            mapping: Its fields, and other keys, which become `data`.
-            data: The other keys, whole.
-            expect: Not supported yet.
-            ttl_s: Not supported yet.
-            timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
-            **fields: Fields and other keys; they win over the mapping. Without `code` one is made
-                up; without `owner_pid` the session belongs to this process (to nobody, if the
-                handle was opened with owned=False); `owner_pid=None`: to nobody.
-
-        Raises:
-            SessionExistsError: The code is taken by a session whose owner is not dead.
-            OwnerNotAliveError: The process `owner_pid` does not run.
-            AccessDeniedError: It is another user's.
-            SessionTooLargeError: It has more than max_session_bytes.
-            StoreFullError: There is no room.
-            ManagerTimeoutError: The deadline passed; the error says whether the outcome is known.
-            TypeError: A value is nothing that a session can hold; the message says where.
-            ValueError: A value is out of its field's range.
-
-        """
-        _check_conditions(None, None, timeout_s)
-        given = self._gather(mapping, fields, data, expect, ttl_s)
-        create = functools.partial(
-            self._proxy.create, given, unowned=not self._settings.owned, timeout_s=timeout_s
-        )
-        if given.code is not UNSET:
-            return create()
-        for _ in range(config.CODE_ATTEMPTS_MAX - 1):
-            given.code = _made_up_code()
-            with contextlib.suppress(SessionExistsError):
-                return create()
-        given.code = _made_up_code()
-        return create()
-
-    def update(
-        self,
-        code: str,
-        mapping: Mapping[str, Any] | None = None,
-        /,
-        *,
-        if_version: int | None = None,
-        if_created: int | None = None,
-        data: Mapping[str, Any] | None = None,
-        expect: Mapping[str, Any] | None = None,
-        ttl_s: float | None = None,
-        timeout_s: float | None = None,
-        **fields: Any,
-    ) -> Session:
-        """Merge fields into a session, atomically in the manager, and return its new state.
-
-            >>> session = store.create(code="A7X9K2M4")
-            >>> store.update("A7X9K2M4", status="connected", if_version=session.version).status
-            'connected'
-
-        The merge is shallow: a given field or key replaces what was there; None is a value. A new
-        `owner_pid` moves the session to that process. Between your `get` and this another write
-        may come: `if_version` says that none did.
-
-        Args:
-            code: The session's code.
-            mapping: Fields and other keys.
-            if_version: Only if the session has this version still.
-            if_created: Only if it is the session that has this created_version.
-            data: Replaces all other keys; keys beside it are merged over it.
-            expect: Not supported yet.
-            ttl_s: Not supported yet.
-            timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
-            **fields: Fields and other keys; they win over the mapping.
-
-        Raises:
-            SessionNotFoundError: There is none. It is not created: no write brings one back.
-            VersionConflictError: It is not the one that was named; the error has the present one.
-            OwnerNotAliveError: The process `owner_pid` does not run.
-            AccessDeniedError: It is another user's.
-            SessionTooLargeError: It would have more than max_session_bytes.
-            StoreFullError: There is no room for the new state; the old one stands.
-            ManagerTimeoutError: The deadline passed; the error says whether the outcome is known.
-            TypeError: A value is nothing that a session can hold; the message says where.
-            ValueError: A value is out of its field's range.
-
-        """
-        _check_conditions(if_version, if_created, timeout_s)
-        return self._proxy.update(
-            check_code(code),
-            self._gather(mapping, fields, data, expect, ttl_s),
-            if_version=if_version,
-            if_created=if_created,
-            timeout_s=timeout_s,
-        )
-
-    def replace(
-        self,
-        code: str,
-        mapping: Mapping[str, Any] | None = None,
-        /,
-        *,
-        if_version: int | None = None,
-        if_created: int | None = None,
-        data: Mapping[str, Any] | None = None,
-        expect: Mapping[str, Any] | None = None,
-        ttl_s: float | None = None,
-        timeout_s: float | None = None,
-        **fields: Any,
-    ) -> Session:
-        """Make the whole session anew and return it: what is not given is dropped.
-
-        Owner and created_at stay unless given; created_version stays in any case. Args and errors
-        are those of `update`, but that `data` has nothing to replace: it is the other keys.
-        """
-        _check_conditions(if_version, if_created, timeout_s)
-        return self._proxy.replace(
-            check_code(code),
-            self._gather(mapping, fields, data, expect, ttl_s),
-            if_version=if_version,
-            if_created=if_created,
-            timeout_s=timeout_s,
-        )
-
-    def put(
-        self,
-        code: str,
-        mapping: Mapping[str, Any] | None = None,
-        /,
-        *,
-        if_version: int | None = None,
-        if_created: int | None = None,
-        data: Mapping[str, Any] | None = None,
-        expect: Mapping[str, Any] | None = None,
-        ttl_s: float | None = None,
-        timeout_s: float | None = None,
-        **fields: Any,
-    ) -> Session:
-        """Create the session or replace it, in one atomic operation, and return it.
-
-        Where there was one, it is as with `replace`; where there was none, as with `create`. So
-        are args and errors, but that SessionNotFoundError and SessionExistsError cannot be. With
-        `if_version` or `if_created` and no session, VersionConflictError.
-        """
-        _check_conditions(if_version, if_created, timeout_s)
-        return self._proxy.put(
-            check_code(code),
-            self._gather(mapping, fields, data, expect, ttl_s),
-            if_version=if_version,
-            if_created=if_created,
-            unowned=not self._settings.owned,
-            timeout_s=timeout_s,
-        )
-
-    def delete(
-        self,
-        code: str,
-        /,
-        *,
-        if_version: int | None = None,
-        if_created: int | None = None,
-        expect: Mapping[str, Any] | None = None,
-        timeout_s: float | None = None,
-    ) -> bool:
-        """Delete a session; return True if it was there, False if there was none.
-
-        Args:
-            code: The session's code.
-            if_version: Only if the session has this version still.
-            if_created: Only that very session, never a later one of the same code.
-            expect: Not supported yet.
-            timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
-
-        Raises:
-            VersionConflictError: There is another one than was named; it stays.
-
-        """
-        _refuse_unbuilt(expect, None)
-        _check_conditions(if_version, if_created, timeout_s)
-        return self._proxy.delete(
-            check_code(code),
-            if_version=if_version,
-            if_created=if_created,
-            timeout_s=timeout_s,
-        )
-
-    @contextlib.contextmanager
-    def scoped(
-        self, mapping: Mapping[str, Any] | None = None, /, **fields: Any
-    ) -> Iterator[Session]:
-        """Create a session, and delete that very session at the end of the block.
-
-            >>> with store.scoped(direction="send") as session:
-            ...     session.code in store
-            True
-            >>> session.code in store
-            False
-
-        Args and errors are those of `create`. If it was deleted meanwhile, or another has its code,
-        nothing is done at the end.
-        """
-        session = self.create(mapping, **fields)
-        try:
-            yield session
-        finally:
-            with contextlib.suppress(VersionConflictError, StoreNotRunningError):
-                self.delete(session.code, if_created=session.created_version)
-
-    def __setitem__(self, code: str, value: object) -> NoReturn:
-        """Refuse: whether to create, replace or merge has to be said."""
-        msg = "sessions are not assigned: use put(code, {...}) or update(code, field=value)"
-        raise TypeError(msg)
-
     # --- The store and this handle
 
     @property
@@ -505,7 +275,8 @@ class SessionStore:
             ManagerTimeoutError: The deadline passed; the error says whether the outcome is known.
 
         """
-        _check_conditions(None, None, timeout_s)
+        if timeout_s is not None:
+            check_timeout(timeout_s, "timeout_s")
         self._proxy.stop(timeout_s=timeout_s)
 
     def __enter__(self) -> Self:
@@ -537,53 +308,3 @@ class SessionStore:
                 self._table.attach_again()
         nothing: list[Session] = []
         return self._table.read(TableReader.newest_first, nothing)
-
-    def _gather(
-        self,
-        mapping: Mapping[str, Any] | None,
-        keywords: Mapping[str, Any],
-        data: Mapping[str, Any] | None,
-        expect: Mapping[str, Any] | None,
-        ttl_s: float | None,
-    ) -> Fields:
-        """Return the checked fields of a write."""
-        if expect is not None or ttl_s is not None:
-            _refuse_unbuilt(expect, ttl_s)
-        if not _RESERVED.isdisjoint(keywords):
-            misplaced = ", ".join(sorted(_RESERVED.intersection(keywords)))
-            msg = f"{misplaced} cannot be given here; a key of that name goes in the mapping"
-            raise TypeError(msg)
-        return wire_fields.gather(mapping, keywords, data)
-
-
-_RESERVED: Final = frozenset({"if_version", "if_created", "expect", "ttl_s", "timeout_s", "data"})
-
-
-def _made_up_code() -> str:
-    """Return a random code; 40 bits from the system's source."""
-    import secrets  # its imports are 10 ms that a reader need not pay
-
-    return "".join(secrets.choice(config.CODE_ALPHABET) for _ in range(config.CODE_LENGTH))
-
-
-def _refuse_unbuilt(expect: object, ttl_s: object) -> None:
-    """Say that an argument is not supported; ignoring it would break what it promises."""
-    for name, value in (("expect", expect), ("ttl_s", ttl_s)):
-        if value is not None:
-            msg = f"{name}= is not supported by this version of shmstore"
-            raise NotImplementedError(msg)
-
-
-def _check_conditions(if_version: object, if_created: object, timeout_s: object) -> None:
-    """Refuse conditions that are no versions, and a timeout that is no time."""
-    if if_version is None and if_created is None and timeout_s is None:
-        return
-    for name, value in (("if_version", if_version), ("if_created", if_created)):
-        if value is not None and type(value) is not int:
-            msg = f"{name} is a session's version (an int) or None, not {value!r}"
-            raise TypeError(msg)
-        if type(value) is int and not 0 <= value < 1 << 64:
-            msg = f"{name} is no session's version: {value}"
-            raise ValueError(msg)
-    if timeout_s is not None:
-        check_timeout(timeout_s, "timeout_s")

@@ -9,14 +9,15 @@ On the path of every request kinds are told apart by `type(message) is Kind`: fo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, final
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, final
 
 import msgspec
 
-from shmstore import errors
-from shmstore._table.record import ClientId, decode_payload
+from shmstore import config, errors
+from shmstore._table.record import TTL_US_MAX, ClientId, decode_payload
 from shmstore.errors import ProtocolError, ShmStoreError
-from shmstore.model import Session
+from shmstore.model import Event, Session
 from shmstore.wire.fields import Fields
 
 if TYPE_CHECKING:
@@ -55,31 +56,61 @@ class Request(msgspec.Struct, array_like=True):
     first_base: _Word
 
 
+_Ttl: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=TTL_US_MAX)] | None
+"""Microseconds from this write to the session's end; 0: it never ends; None: nothing is said."""
+
+
+HEAD: Final = (0, 0, 0)
+"""Number, deadline and first base of a request that is not asked yet, or is a batch's item."""
+
+
 class Create(Request, tag=1):
-    """Create a session; a taken code is an error. `unowned`: nobody's, unless a pid is given."""
+    """Create a session.
+
+    Attributes:
+        fields: What it is made of.
+        unowned: Whether it is nobody's, unless a pid is given.
+        ttl_us: How long it lives.
+        or_get: Whether the session that has the code already is the answer, not an error.
+
+    """
 
     fields: Fields
     unowned: bool
+    ttl_us: _Ttl = None
+    or_get: bool = False
 
 
 class Changing(Request):
-    """The head of what is done to one session by its code."""
+    """The head of what is done to one session by its code, if it is as it is said to be.
+
+    Attributes:
+        code: The session's.
+        if_version: Its version.
+        if_created: Its created_version.
+        expect: Fields and keys of data, and the value that each must have; None also of what is
+            not there.
+
+    """
 
     code: str
     if_version: int | None
     if_created: int | None
+    expect: dict[str, Any] | None
 
 
 class Update(Changing, tag=2):
     """Merge fields into a session."""
 
     fields: Fields
+    ttl_us: _Ttl = None
 
 
 class Replace(Changing, tag=3):
-    """Make a session anew; only owner and created_at stay unless given."""
+    """Make a session anew; only owner, created_at and expiry stay unless given."""
 
     fields: Fields
+    ttl_us: _Ttl = None
 
 
 class Put(Changing, tag=4):
@@ -87,10 +118,117 @@ class Put(Changing, tag=4):
 
     fields: Fields
     unowned: bool
+    ttl_us: _Ttl = None
 
 
 class Delete(Changing, tag=5):
     """Delete a session."""
+
+
+class Take(Changing, tag=10):
+    """Delete a session and answer with what it was."""
+
+
+class Claim(Changing, tag=11):
+    """Update a session that is pending: it is connected then, now unless a time is given."""
+
+    fields: Fields
+    ttl_us: _Ttl = None
+
+
+class Increment(Changing, tag=12):
+    """Add to a number in data, and answer with the sum.
+
+    Attributes:
+        field: The number's key. One that is not there counts as 0.
+        by: What is added.
+        default: The session that is created if there is none. None: that is an error.
+        unowned: Whether that one is nobody's, unless a pid is given.
+        ttl_us: How long it lives; of one that is there already too.
+
+    """
+
+    field: str
+    by: int | float
+    default: Fields | None
+    unowned: bool
+    ttl_us: _Ttl = None
+
+
+class Touch(Changing, tag=13):
+    """Let a session live for `ttl_us` from now on; None: as long as its last write gave it."""
+
+    ttl_us: _Ttl = None
+
+
+class DeleteWhere(Request, tag=14):
+    """Delete every session that is as described, all at once; None: whatever it is.
+
+    Attributes:
+        owner_pid: Of this process; 0: of nobody.
+        status: Of this status.
+        direction: Of this direction; empty: of none.
+        prefix: Whose code begins so.
+        created_before: Whose created_at is earlier.
+        reason: What the events say.
+
+    """
+
+    owner_pid: int | None = None
+    status: str | None = None
+    direction: str | None = None
+    prefix: str = ""
+    created_before: datetime | None = None
+    reason: Literal["deleted", "cleared"] = "deleted"
+
+
+Item: TypeAlias = Create | Update | Replace | Put | Delete | Take | Claim | Increment | Touch
+"""What a batch consists of: what can be asked of one session. Their heads count for nothing."""
+
+
+@final
+class Batch(Request, tag=15):
+    """Do all of it at once.
+
+    Attributes:
+        items: What, in this order.
+        atomic: Whether nothing is done if one of them fails; else the others are done.
+
+    """
+
+    items: Annotated[list[Item], msgspec.Meta(max_length=config.BATCH_MAX_COUNT)]
+    atomic: bool
+
+
+class BatchToSend(Request, tag=15):
+    """Batch as a proxy encodes it: its items are encoded already."""
+
+    items: list[msgspec.Raw]
+    atomic: bool
+
+
+@final
+class Watch(Request, tag=16):
+    """Send the events from now on, and nothing else on this connection.
+
+    Attributes:
+        since: Only those with a higher LSN; None: those that come.
+        base: The table whose LSN that is.
+        code: Only those of this session; empty: of all.
+        owner_pid: Only those of sessions that are, or were until then, this process's; 0: nobody's.
+        status: Only those of sessions that are, or were until then, of this status; empty: of all.
+        session: Whether each has the session as it is then.
+        before: Whether each has the session as it was until then.
+
+    """
+
+    since: int | None = None
+    base: int = 0
+    code: str = ""
+    owner_pid: int | None = None
+    status: str = ""
+    session: bool = True
+    before: bool = False
 
 
 @final
@@ -113,7 +251,7 @@ class Unpin(Request, tag=9):
     """The picture has been copied. Was everything kept until now?"""
 
 
-Asked = Hello | Create | Update | Replace | Put | Delete | Stop | Goodbye | Pin | Unpin
+Asked = Hello | Item | DeleteWhere | Batch | Stop | Goodbye | Pin | Unpin | Watch
 
 # --- What a manager answers
 
@@ -189,8 +327,85 @@ class Unpinned(msgspec.Struct, tag=5, array_like=True, frozen=True):
     epoch: int
 
 
-Answered = Welcome | Done | Gone | Failed | Pinned | Unpinned
-Heard = Welcome | DoneHere | Gone | Failed | Pinned | Unpinned
+class Number(msgspec.Struct, tag=6, array_like=True, frozen=True):
+    """How many, or how much."""
+
+    number: int
+    base: int
+    value: int | float
+
+
+class Batched(msgspec.Struct, tag=7, array_like=True, frozen=True):
+    """What came of each item of a batch: encoded, a list of `Done`, `Gone`, `Number`, `Failed`."""
+
+    number: int
+    base: int
+    outcomes: msgspec.Raw
+
+
+Outcome: TypeAlias = DoneHere | Gone | Number | Failed
+
+
+class BatchedHere(msgspec.Struct, tag=7, array_like=True, frozen=True):
+    """Batched as a proxy decodes it."""
+
+    number: int
+    base: int
+    outcomes: list[Outcome]
+
+
+class Watching(msgspec.Struct, tag=8, array_like=True, frozen=True):
+    """Events follow. What is missing between `since` and the first of them is said.
+
+    Attributes:
+        lsn: The table's LSN now.
+        epoch: The manager's.
+        missed: Why there are events after `since` that cannot be sent any more: "lagged" (there
+            were too many since), "restarted" (another manager, or another table). Empty: none are.
+
+    """
+
+    number: int
+    base: int
+    lsn: int
+    epoch: int
+    missed: Literal["", "lagged", "restarted"] = ""
+
+
+class Happened(msgspec.Struct, tag=9, array_like=True, frozen=True):
+    """Some events, in the order of their LSNs; `lagged`: before them some were lost.
+
+    Each is [kind, code, lsn, reason, session, before]; `lsn` is that up to which these tell all.
+    """
+
+    lsn: int
+    lagged: bool
+    events: list[msgspec.Raw]
+
+
+class HappenedHere(msgspec.Struct, tag=9, array_like=True, frozen=True):
+    """Happened as a proxy decodes it."""
+
+    lsn: int
+    lagged: bool
+    events: list[Event]
+
+
+Answered = (
+    Welcome | Done | Gone | Failed | Pinned | Unpinned | Number | Batched | Watching | Happened
+)
+Heard = (
+    Welcome
+    | DoneHere
+    | Gone
+    | Failed
+    | Pinned
+    | Unpinned
+    | Number
+    | BatchedHere
+    | Watching
+    | HappenedHere
+)
 
 _Sent: TypeAlias = Request | Asked | Answered | Session
 encode: Final[Callable[[_Sent], bytes]] = msgspec.msgpack.Encoder().encode

@@ -1,0 +1,232 @@
+"""Requests: from what a caller gives to what is asked, checked before anything is sent.
+
+One place for the store that waits and the one that is awaited, and for what a batch gathers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import UNSET
+
+from shmstore import config
+from shmstore.wire import fields as wire_fields
+from shmstore.wire.messages import (
+    HEAD,
+    Claim,
+    Create,
+    Delete,
+    Increment,
+    Put,
+    Replace,
+    Take,
+    Touch,
+    Update,
+)
+from shmstore.wire.values import check_code, check_value
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shmstore.wire.fields import Fields
+
+_RESERVED: Final = frozenset({"if_version", "if_created", "expect", "ttl_s", "timeout_s", "data"})
+_US: Final = 1_000_000
+
+
+class Requests:
+    """Makes the requests of one handle.
+
+    Args:
+        owned: Whether a session that is created belongs to this process unless told otherwise.
+
+    """
+
+    def __init__(self, *, owned: bool) -> None:
+        self._owned = owned
+
+    def create(
+        self,
+        mapping: Mapping[str, Any] | None,
+        given: Mapping[str, Any],
+        data: Mapping[str, Any] | None = None,
+        ttl_s: float | None = None,
+        *,
+        or_get: bool = False,
+    ) -> Create:
+        """Ask for a new session. Without a code it has to be given one before it is sent."""
+        gathered = gather(mapping, given, data)
+        return Create(*HEAD, gathered, not self._owned, _ttl_us(ttl_s), or_get)
+
+    def update(
+        self,
+        code: str,
+        mapping: Mapping[str, Any] | None,
+        given: Mapping[str, Any],
+        data: Mapping[str, Any] | None = None,
+        ttl_s: float | None = None,
+        **conditions: Any,
+    ) -> Update:
+        """Ask for a merge."""
+        head = _conditional(code, **conditions)
+        return Update(**head, fields=gather(mapping, given, data), ttl_us=_ttl_us(ttl_s))
+
+    def replace(
+        self,
+        code: str,
+        mapping: Mapping[str, Any] | None,
+        given: Mapping[str, Any],
+        data: Mapping[str, Any] | None = None,
+        ttl_s: float | None = None,
+        **conditions: Any,
+    ) -> Replace:
+        """Ask for a session made anew."""
+        head = _conditional(code, **conditions)
+        return Replace(**head, fields=gather(mapping, given, data), ttl_us=_ttl_us(ttl_s))
+
+    def put(
+        self,
+        code: str,
+        mapping: Mapping[str, Any] | None,
+        given: Mapping[str, Any],
+        data: Mapping[str, Any] | None = None,
+        ttl_s: float | None = None,
+        **conditions: Any,
+    ) -> Put:
+        """Ask for a session made anew, or made."""
+        head = _conditional(code, **conditions)
+        gathered = gather(mapping, given, data)
+        return Put(**head, fields=gathered, unowned=not self._owned, ttl_us=_ttl_us(ttl_s))
+
+    def claim(
+        self,
+        code: str,
+        mapping: Mapping[str, Any] | None,
+        given: Mapping[str, Any],
+        data: Mapping[str, Any] | None = None,
+        ttl_s: float | None = None,
+        **conditions: Any,
+    ) -> Claim:
+        """Ask for a session that is pending."""
+        gathered = gather(mapping, given, data)
+        if gathered.status is not UNSET:
+            msg = f"a claim makes the status 'connected': status={gathered.status!r} is not given"
+            raise ValueError(msg)
+        head = _conditional(code, **conditions)
+        return Claim(**head, fields=gathered, ttl_us=_ttl_us(ttl_s))
+
+    def delete(self, code: str, **conditions: Any) -> Delete:
+        """Ask for a session's end."""
+        return Delete(**_conditional(code, **conditions))
+
+    def take(self, code: str, **conditions: Any) -> Take:
+        """Ask for a session and its end."""
+        return Take(**_conditional(code, **conditions))
+
+    def touch(self, code: str, ttl_s: float | None = None, **conditions: Any) -> Touch:
+        """Ask for a later end."""
+        return Touch(**_conditional(code, **conditions), ttl_us=_ttl_us(ttl_s))
+
+    def increment(
+        self,
+        code: str,
+        field: str,
+        by: float = 1,
+        *,
+        default: Mapping[str, Any] | None = None,
+        ttl_s: float | None = None,
+        **conditions: Any,
+    ) -> Increment:
+        """Ask for a sum."""
+        if type(field) is not str:
+            msg = f"field is the key of a number in data, a str, not {field!r}"
+            raise TypeError(msg)
+        check_value(field, "field")
+        if field in wire_fields.NAMES:
+            msg = f"{field} is a field of every session, and no number of its data"
+            raise ValueError(msg)
+        if type(by) not in {int, float}:
+            msg = f"by is a number, not {by!r}"
+            raise TypeError(msg)
+        check_value(by, "by")
+        if default is None and ttl_s is not None:
+            msg = "ttl_s is that of the session which `default` makes: give both, or use touch()"
+            raise ValueError(msg)
+        made = None if default is None else gather(default, {}, None)
+        head = _conditional(code, **conditions)
+        return Increment(
+            **head,
+            field=field,
+            by=by,
+            default=made,
+            unowned=not self._owned,
+            ttl_us=_ttl_us(ttl_s),
+        )
+
+
+def gather(
+    mapping: Mapping[str, Any] | None, given: Mapping[str, Any], data: Mapping[str, Any] | None
+) -> Fields:
+    """Return the checked fields of a write."""
+    if not _RESERVED.isdisjoint(given):
+        misplaced = ", ".join(sorted(_RESERVED.intersection(given)))
+        msg = f"{misplaced} cannot be given here; a key of that name goes in the mapping"
+        raise TypeError(msg)
+    return wire_fields.gather(mapping, given, data)
+
+
+def _conditional(
+    code: str,
+    if_version: int | None = None,
+    if_created: int | None = None,
+    expect: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the head of what is done to one session, checked."""
+    check_code(code)
+    for name, value in (("if_version", if_version), ("if_created", if_created)):
+        if value is not None:
+            _check_version(value, name)
+    return {
+        "number": 0,
+        "deadline_ns": 0,
+        "first_base": 0,
+        "code": code,
+        "if_version": if_version,
+        "if_created": if_created,
+        "expect": None if expect is None else _expected(expect),
+    }
+
+
+def _check_version(value: object, name: str) -> None:
+    if type(value) is not int:
+        msg = f"{name} is a session's version (an int) or None, not {value!r}"
+        raise TypeError(msg)
+    if not 0 <= value < 1 << 64:
+        msg = f"{name} is no session's version: {value}"
+        raise ValueError(msg)
+
+
+def _expected(expect: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is expected, as it is compared: checked as if it were written."""
+    expected = dict(gather(expect, {}, None).rest)
+    expected.update({name: expect[name] for name in wire_fields.NAMES & expect.keys()})
+    return expected
+
+
+def _ttl_us(ttl_s: float | None) -> int | None:
+    """Return a time to live in microseconds; 0 for infinity, None for none given."""
+    if ttl_s is None:
+        return None
+    if type(ttl_s) not in {int, float}:
+        msg = f"ttl_s is seconds, a number, not {ttl_s!r}"
+        raise TypeError(msg)
+    if ttl_s == math.inf:
+        return 0
+    if not config.TTL_S_MIN <= ttl_s <= config.SECONDS_MAX:
+        msg = (
+            f"ttl_s is from {config.TTL_S_MIN} to {config.SECONDS_MAX:.0f} seconds, or math.inf "
+            f"for ever, not {ttl_s}"
+        )
+        raise ValueError(msg)
+    return round(ttl_s * _US)

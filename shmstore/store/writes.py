@@ -1,0 +1,685 @@
+"""The writes of a store: each is one request to the manager, and what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from msgspec import UNSET, UnsetType
+
+from shmstore import config
+from shmstore.errors import (
+    SessionExistsError,
+    SessionNotFoundError,
+    ShmStoreError,
+    StoreNotRunningError,
+    VersionConflictError,
+)
+from shmstore.proxy import expect as answer_of
+from shmstore.store.batch import Batch, Gathered
+from shmstore.store.described import described, fits
+from shmstore.store.settings import check_timeout
+from shmstore.store.watching import Following, Watcher, wait_for
+from shmstore.wire.messages import BatchedHere, DoneHere, Gone, Number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from shmstore.model import Session
+    from shmstore.proxy import SessionTableProxy
+    from shmstore.store.requests import Requests
+    from shmstore.wire.messages import Create, Item, Request
+
+_A = TypeVar("_A")
+
+
+class Writes:
+    """What a store does through its manager; reads are `SessionStore`'s own."""
+
+    _proxy: SessionTableProxy
+    _requests: Requests
+
+    if TYPE_CHECKING:  # what the store has besides
+
+        def get(self, code: str) -> Session | None: ...  # noqa: D102  # SessionStore's says it
+        def _sessions(self) -> list[Session]: ...
+
+    def create(
+        self,
+        mapping: Mapping[str, Any] | None = None,
+        /,
+        *,
+        data: Mapping[str, Any] | None = None,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> Session:
+        """Create a session and return it.
+
+            >>> session = store.create(direction="send", speed="fast")
+            >>> session.status, session.data["speed"]
+            ('pending', 'fast')
+
+        Args:
+            mapping: Its fields, and other keys, which become `data`.
+            data: The other keys, whole.
+            ttl_s: Seconds that the session lives from now on, if nothing renews it; math.inf, as
+                None, for ever.
+            timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
+            **fields: Fields and other keys; they win over the mapping. Without `code` one is made
+                up; without `owner_pid` the session belongs to this process (to nobody, if the
+                handle was opened with owned=False); `owner_pid=None`: to nobody.
+
+        Raises:
+            SessionExistsError: The code is taken by a session whose owner is not dead.
+            OwnerNotAliveError: The process `owner_pid` does not run.
+            AccessDeniedError: It is another user's.
+            SessionTooLargeError: It has more than max_session_bytes.
+            StoreFullError: There is no room.
+            ManagerTimeoutError: The deadline passed; the error says whether the outcome is known.
+            TypeError: A value is nothing that a session can hold; the message says where.
+            ValueError: A value is out of its field's range.
+
+        """
+        request = self._requests.create(mapping, fields, data, ttl_s)
+        return self._create(request, timeout_s)
+
+    def _create(self, request: Create, timeout_s: float | None) -> Session:
+        """Create; a code that is made up is made up again while it is taken."""
+        ask = functools.partial(self._ask, DoneHere, request, timeout_s)
+        if request.fields.code is not UNSET:
+            return ask().session
+        for _ in range(config.CODE_ATTEMPTS_MAX - 1):
+            request.fields.code = self._make_code()
+            with contextlib.suppress(SessionExistsError):
+                return ask().session
+        request.fields.code = self._make_code()
+        return ask().session
+
+    def create_or_get(
+        self,
+        mapping: Mapping[str, Any] | None = None,
+        /,
+        *,
+        data: Mapping[str, Any] | None = None,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> Session:
+        """Create a session, or return the one that has the code already, as it is.
+
+            >>> store.create_or_get(code="LOBBY", seats=4).data["seats"]
+            4
+            >>> store.create_or_get(code="LOBBY", seats=9).data["seats"]
+            4
+
+        Of any number of processes that do this at once exactly one creates it. Args and errors are
+        those of `create`, but that SessionExistsError cannot be.
+        """
+        request = self._requests.create(mapping, fields, data, ttl_s, or_get=True)
+        return self._create(request, timeout_s)
+
+    def update(
+        self,
+        code: str,
+        mapping: Mapping[str, Any] | None = None,
+        /,
+        *,
+        if_version: int | None = None,
+        if_created: int | None = None,
+        data: Mapping[str, Any] | None = None,
+        expect: Mapping[str, Any] | None = None,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> Session:
+        """Merge fields into a session, atomically in the manager, and return its new state.
+
+            >>> session = store.create(code="A7X9K2M4")
+            >>> store.update("A7X9K2M4", status="connected", if_version=session.version).status
+            'connected'
+
+        The merge is shallow: a given field or key replaces what was there; None is a value. A new
+        `owner_pid` moves the session to that process. Between your `get` and this another write
+        may come: `if_version` says that none did.
+
+        Args:
+            code: The session's code.
+            mapping: Fields and other keys.
+            if_version: Only if the session has this version still.
+            if_created: Only if it is the session that has this created_version.
+            data: Replaces all other keys; keys beside it are merged over it.
+            expect: Only if these fields and keys of data have these values; None also of what is
+                not there.
+            ttl_s: Seconds that the session lives from now on, if nothing renews it; math.inf for
+                ever. None: the end that it has stays.
+            timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
+            **fields: Fields and other keys; they win over the mapping.
+
+        Raises:
+            SessionNotFoundError: There is none. It is not created: no write brings one back.
+            VersionConflictError: It is not the one that was named; the error has the present one.
+            OwnerNotAliveError: The process `owner_pid` does not run.
+            AccessDeniedError: It is another user's.
+            SessionTooLargeError: It would have more than max_session_bytes.
+            StoreFullError: There is no room for the new state; the old one stands.
+            ManagerTimeoutError: The deadline passed; the error says whether the outcome is known.
+            TypeError: A value is nothing that a session can hold; the message says where.
+            ValueError: A value is out of its field's range.
+
+        """
+        conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
+        request = self._requests.update(code, mapping, fields, data, ttl_s, **conditions)
+        return self._ask(DoneHere, request, timeout_s).session
+
+    def replace(
+        self,
+        code: str,
+        mapping: Mapping[str, Any] | None = None,
+        /,
+        *,
+        if_version: int | None = None,
+        if_created: int | None = None,
+        data: Mapping[str, Any] | None = None,
+        expect: Mapping[str, Any] | None = None,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> Session:
+        """Make the whole session anew and return it: what is not given is dropped.
+
+        Owner and created_at stay unless given; created_version stays in any case. Args and errors
+        are those of `update`, but that `data` has nothing to replace: it is the other keys.
+        """
+        conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
+        request = self._requests.replace(code, mapping, fields, data, ttl_s, **conditions)
+        return self._ask(DoneHere, request, timeout_s).session
+
+    def put(
+        self,
+        code: str,
+        mapping: Mapping[str, Any] | None = None,
+        /,
+        *,
+        if_version: int | None = None,
+        if_created: int | None = None,
+        data: Mapping[str, Any] | None = None,
+        expect: Mapping[str, Any] | None = None,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> Session:
+        """Create the session or replace it, in one atomic operation, and return it.
+
+        Where there was one, it is as with `replace`; where there was none, as with `create`. So
+        are args and errors, but that SessionNotFoundError and SessionExistsError cannot be. With
+        `if_version` or `if_created` and no session, VersionConflictError.
+        """
+        conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
+        request = self._requests.put(code, mapping, fields, data, ttl_s, **conditions)
+        return self._ask(DoneHere, request, timeout_s).session
+
+    def delete(
+        self,
+        code: str,
+        /,
+        *,
+        if_version: int | None = None,
+        if_created: int | None = None,
+        expect: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> bool:
+        """Delete a session; return True if it was there, False if there was none.
+
+        Args:
+            code: The session's code.
+            if_version: Only if the session has this version still.
+            if_created: Only that very session, never a later one of the same code.
+            expect: Only if these fields and keys of data have these values; None also of what is
+                not there.
+            timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
+
+        Raises:
+            VersionConflictError: There is another one than was named; it stays.
+
+        """
+        conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
+        return self._ask(Gone, self._requests.delete(code, **conditions), timeout_s).existed
+
+    def take(
+        self,
+        code: str,
+        /,
+        *,
+        if_version: int | None = None,
+        if_created: int | None = None,
+        expect: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Session:
+        """Delete a session and return what it was, in one atomic operation.
+
+            >>> session = store.create(code="ONCE", token="t-1")
+            >>> store.take("ONCE").data["token"], "ONCE" in store
+            ('t-1', False)
+
+        Of any number of processes that take it exactly one gets it. Args are those of `delete`.
+
+        Raises:
+            SessionNotFoundError: There is none, or somebody else took it.
+            VersionConflictError: There is another one than was named; it stays.
+            StoreFullError: There is no room to remember it for a caller whose answer is lost.
+
+        """
+        conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
+        return self._ask(DoneHere, self._requests.take(code, **conditions), timeout_s).session
+
+    def claim(
+        self,
+        code: str,
+        mapping: Mapping[str, Any] | None = None,
+        /,
+        *,
+        data: Mapping[str, Any] | None = None,
+        if_created: int | None = None,
+        expect: Mapping[str, Any] | None = None,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+        **changes: Any,
+    ) -> Session:
+        """Turn a pending session into a connected one, once, and return it.
+
+            >>> session = store.create(code="PAIR")
+            >>> store.claim("PAIR", receiver_info={"name": "phone"}).status
+            'connected'
+
+        Its `connected_at` is the manager's time, unless one is given. Of any number of claimers
+        exactly one gets the session.
+
+        Args:
+            code: The session's code.
+            mapping: Fields and other keys that change with it, as `update` takes them.
+            data: Replaces all other keys.
+            if_created: Only that very session, never a later one of the same code.
+            expect: Only if these fields and keys of data have these values.
+            ttl_s: Seconds that the session lives from now on; None: the end that it has stays.
+            timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
+            **changes: Fields and other keys; they win over the mapping.
+
+        Raises:
+            AlreadyClaimedError: It is not pending; the error has the present session.
+            SessionNotFoundError: There is none.
+            VersionConflictError: It is not the one that was named.
+            ValueError: A status is given: it becomes "connected".
+
+        """
+        conditions = {"if_created": if_created, "expect": expect}
+        request = self._requests.claim(code, mapping, changes, data, ttl_s, **conditions)
+        return self._ask(DoneHere, request, timeout_s).session
+
+    def touch(
+        self,
+        code: str,
+        ttl_s: float | None = None,
+        *,
+        if_created: int | None = None,
+        expect: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Let a session live for longer, or shorter. Its version stays, and no cache is emptied.
+
+            >>> session = store.create(code="LEASE", ttl_s=30)
+            >>> store.touch("LEASE")
+
+        Args:
+            code: The session's code.
+            ttl_s: Seconds that it lives from now on, at most 48 days without a new version;
+                math.inf for ever. None: as many as the last write that named some. A session that
+                was given none lives on.
+            if_created: Only that very session, never a later one of the same code.
+            expect: Only if these fields and keys of data have these values.
+            timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
+
+        Raises:
+            SessionNotFoundError: There is none: it may have expired.
+            VersionConflictError: It is not the one that was named.
+
+        """
+        conditions = {"if_created": if_created, "expect": expect}
+        self._ask(Gone, self._requests.touch(code, ttl_s, **conditions), timeout_s)
+
+    def increment(
+        self,
+        code: str,
+        field: str,
+        by: float = 1,
+        *,
+        default: Mapping[str, Any] | None = None,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> int | float:
+        """Add to a number in a session's data, atomically in the manager, and return the sum.
+
+            >>> store.increment("HITS", "count", default={"owner_pid": None})
+            1
+            >>> store.increment("HITS", "count", 10)
+            11
+
+        Args:
+            code: The session's code.
+            field: The number's key in `data`; one that is not there counts as 0.
+            by: What is added, an int or a float; it may be negative.
+            default: If there is no session: what one is created from, as `create` takes it, before
+                the number is added to. None: then SessionNotFoundError.
+            ttl_s: Seconds that a session lives which is created here; one that is there keeps its
+                end.
+            timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
+
+        Raises:
+            SessionNotFoundError: There is none, and no default.
+            TypeError: What is there is no number.
+            ValueError: The sum would not fit in 64 bits.
+
+        """
+        request = self._requests.increment(code, field, by, default=default, ttl_s=ttl_s)
+        return self._ask(Number, request, timeout_s).value
+
+    def transfer(self, code: str, owner_pid: int | None, **conditions: Any) -> Session:
+        """Give a session to another process, or to nobody, and return it.
+
+        Args:
+            code: The session's code.
+            owner_pid: Whose exit deletes it from now on; None: nobody's.
+            **conditions: if_version, if_created, expect and timeout_s, as `update` takes them.
+
+        Errors are those of `update`.
+        """
+        return self.update(code, {"owner_pid": owner_pid}, **conditions)
+
+    def modify(
+        self,
+        code: str,
+        change: Callable[[Session], Mapping[str, Any] | None],
+        *,
+        timeout_s: float | None = None,
+    ) -> Session:
+        """Change a session by what it is, and return it: read, compute, write if nobody else did.
+
+            >>> session = store.create(code="CART", items=1)
+            >>> store.modify("CART", lambda s: {"items": s.data["items"] + 1}).data["items"]
+            2
+
+        Args:
+            code: The session's code.
+            change: Is given the Session and returns the changes as a mapping, or None to leave it
+                as it is. Called again when another write came in between.
+            timeout_s: Seconds until ManagerTimeoutError, of each try; the handle's default if None.
+
+        Raises:
+            SessionNotFoundError: There is none.
+            VersionConflictError: Others were faster 100 times in a row; the error has the present
+                session.
+
+        """
+        attempts = config.MODIFY_ATTEMPTS_MAX
+        while True:
+            attempts -= 1
+            session = self.get(code)
+            if session is None:
+                msg = f"there is no session {code!r} to modify"
+                raise SessionNotFoundError(msg, code=code)
+            changes = change(session)
+            if changes is None:
+                return session
+            try:
+                return self.update(code, changes, if_version=session.version, timeout_s=timeout_s)
+            except VersionConflictError:
+                if not attempts:
+                    raise
+
+    @contextlib.contextmanager
+    def scoped(
+        self, mapping: Mapping[str, Any] | None = None, /, **fields: Any
+    ) -> Iterator[Session]:
+        """Create a session, and delete that very session at the end of the block.
+
+            >>> with store.scoped(direction="send") as session:
+            ...     session.code in store
+            True
+            >>> session.code in store
+            False
+
+        Args and errors are those of `create`. If it was deleted meanwhile, or another has its code,
+        nothing is done at the end.
+        """
+        session = self.create(mapping, **fields)
+        try:
+            yield session
+        finally:
+            with contextlib.suppress(VersionConflictError, StoreNotRunningError):
+                self.delete(session.code, if_created=session.created_version)
+
+    def __setitem__(self, code: str, value: object) -> NoReturn:
+        """Refuse: whether to create, replace or merge has to be said."""
+        msg = "sessions are not assigned: use put(code, {...}) or update(code, field=value)"
+        raise TypeError(msg)
+
+    # --- Many at once
+
+    def delete_where(
+        self,
+        *,
+        owner_pid: int | UnsetType | None = UNSET,
+        status: str | None = None,
+        direction: str | UnsetType | None = UNSET,
+        prefix: str = "",
+        older_than_s: float | None = None,
+        where: Callable[[Session], object] | None = None,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Delete every session that is as described, and return how many there were.
+
+        They go all at once: nobody sees some of them gone and others not. With a predicate, which
+        only this process can ask, each goes for itself, if it has not changed since it was asked.
+
+        Args:
+            owner_pid: Only those of this process; None: of nobody.
+            status: Only those of this status.
+            direction: Only those of this direction; None: of none.
+            prefix: Only those whose code begins so.
+            older_than_s: Only those that were created longer ago, in seconds.
+            where: Only those of which this is true.
+            timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
+
+        """
+        request = described(owner_pid, status, direction, prefix, older_than_s)
+        if where is None:
+            return int(self._ask(Number, request, timeout_s).value)
+        found = [s for s in self._sessions() if fits(request, s) and where(s)]
+        gathered = Gathered(self._make_code, atomic=False)
+        for session in found:
+            gathered.add(self._requests.delete(session.code, if_version=session.version))
+        self._run(gathered, timeout_s)
+        return sum(outcome is True for outcome in gathered.outcomes())
+
+    def delete_owned(self, owner_pid: int, *, timeout_s: float | None = None) -> int:
+        """Delete every session of a process, all at once, and return how many there were."""
+        return self.delete_where(owner_pid=owner_pid, timeout_s=timeout_s)
+
+    def clear(self, *, timeout_s: float | None = None) -> int:
+        """Delete every session of the store, all at once, and return how many there were."""
+        request = described(UNSET, None, UNSET, "", None)
+        request.reason = "cleared"
+        return int(self._ask(Number, request, timeout_s).value)
+
+    @contextlib.contextmanager
+    def batch(self, *, atomic: bool = False, timeout_s: float | None = None) -> Iterator[Batch]:
+        """Gather writes in the block, and send them together at its end.
+
+            >>> with store.batch(atomic=True) as batch:
+            ...     one = batch.create(code="ONE", owner_pid=None)
+            ...     two = batch.update("ONE", status="connected")
+            >>> two.result.status
+            'connected'
+
+        Each finds what those before it have left. If the block raises, nothing is sent.
+
+        Args:
+            atomic: All or nothing: nobody ever sees a part of it, whatever is killed, and the first
+                error means that nothing was done. Otherwise those that can be done are, and the
+                first error is raised then, with what came of each as its `outcomes`.
+            timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
+
+        Raises:
+            ShmStoreError: That of the first write that failed.
+
+        """
+        gathered = Gathered(self._make_code, atomic=atomic)
+        batch = Batch(self._requests, gathered)
+        yield batch
+        try:
+            self._run(gathered, timeout_s)
+        finally:
+            batch.settle()
+        gathered.results()
+
+    def create_many(
+        self, mappings: Iterable[Mapping[str, Any]], *, timeout_s: float | None = None
+    ) -> list[Session]:
+        """Create sessions in as few round trips as may be, and return them in order.
+
+        Each mapping is what `create` takes as its first argument.
+
+        Raises:
+            ShmStoreError: One failed, and the others were created; the error has what came of each
+                as its `outcomes`.
+
+        """
+        return self._many((self._requests.create(each, {}) for each in mappings), timeout_s)
+
+    def update_many(
+        self,
+        changes: Mapping[str, Mapping[str, Any]] | Iterable[tuple[str, Mapping[str, Any]]],
+        *,
+        timeout_s: float | None = None,
+    ) -> list[Session]:
+        """Update sessions in as few round trips as may be, and return them in order.
+
+        Args:
+            changes: Code to what `update` takes as its mapping; or pairs of them.
+            timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
+
+        Errors are as with `create_many`.
+        """
+        pairs = changes.items() if isinstance(changes, Mapping) else changes
+        return self._many((self._requests.update(c, m, {}) for c, m in pairs), timeout_s)
+
+    def delete_many(self, codes: Iterable[str], *, timeout_s: float | None = None) -> int:
+        """Delete sessions in as few round trips as may be, and return how many there were."""
+        existed = self._many((self._requests.delete(code) for code in codes), timeout_s)
+        return sum(existed)
+
+    def get_many(self, codes: Iterable[str]) -> dict[str, Session]:
+        """Return the sessions of these codes that there are, by code; the manager is not asked."""
+        found = ((code, self.get(code)) for code in codes)
+        return {code: session for code, session in found if session is not None}
+
+    def _many(self, items: Iterable[Item], timeout_s: float | None) -> list[Any]:
+        gathered = Gathered(self._make_code, atomic=False)
+        for item in items:
+            gathered.add(item)
+        self._run(gathered, timeout_s)
+        return gathered.results()
+
+    def _run(self, gathered: Gathered, timeout_s: float | None) -> None:
+        """Ask for all of it."""
+        for request in gathered.run():
+            try:
+                gathered.take(self._ask(BatchedHere, request, timeout_s))
+            except (ShmStoreError, ValueError, TypeError) as error:
+                gathered.refused(error)
+
+    # --- What happens
+
+    def watch(
+        self,
+        *,
+        code: str | None = None,
+        owner_pid: int | UnsetType | None = UNSET,
+        status: str | None = None,
+        since: int | None = None,
+        session: bool = True,
+        before: bool = False,
+    ) -> Watcher:
+        """Return an iterator over what happens from now on, in its order, each event once.
+
+            >>> with store.watch(code="DOOR") as watcher:
+            ...     made = store.create(code="DOOR", ttl_s=0.05)
+            ...     [(event.kind, event.reason) for event, _ in zip(watcher, range(2))]
+            [('created', None), ('deleted', 'expired')]
+
+        The manager sends them; nothing is asked for again and again. Who is slow is never waited
+        for: what was lost is said by one event of kind "lagged". When the manager is replaced it
+        goes on with the next one; if something cannot be told, an event of kind "restarted" says
+        so. After either read what you need: all that comes later is told.
+
+        Args:
+            code: Only events of this session.
+            owner_pid: Only of sessions that are this process's before or after it; None: nobody's.
+            status: Only of sessions that have this status before or after it.
+            since: Only those after this LSN, of `stats()` or another event, if the manager has them
+                still; None: only what happens from now on.
+            session: Whether an event has the session as it is from then on.
+            before: Whether it has the session as it was until then.
+
+        Raises:
+            StoreNotRunningError: The store is not running.
+
+        """
+        following = Following(
+            code=code,
+            owner_pid=owner_pid,
+            status=status,
+            since=since,
+            session=session,
+            before=before,
+        )
+        return Watcher(self._proxy, following)
+
+    def wait_for(
+        self,
+        code: str,
+        condition: Callable[[Session | None], object],
+        timeout_s: float | None = None,
+    ) -> Session | None:
+        """Wait until a condition holds for a session, and return that session.
+
+            >>> session = store.create(code="JOB", status="completed")
+            >>> store.wait_for("JOB", lambda s: s is not None and s.status == "completed").code
+            'JOB'
+
+        Args:
+            code: The session's code; it need not exist yet.
+            condition: Is given the session, or None when there is none, now and after each change.
+            timeout_s: Seconds until WaitTimeoutError; None: for ever.
+
+        Raises:
+            WaitTimeoutError: It did not hold in time; also a TimeoutError.
+
+        """
+        with self.watch(code=code) as watcher:
+            return wait_for(watcher, code, self.get, condition, timeout_s)
+
+    # --- The manager
+
+    def _ask(self, kind: type[_A], request: Request, timeout_s: float | None) -> _A:
+        if timeout_s is not None:
+            check_timeout(timeout_s, "timeout_s")
+        return answer_of(kind, self._proxy.ask(request, timeout_s))
+
+    def _make_code(self) -> str:
+        """Return a random code; 40 bits from the system's source."""
+        import secrets  # its imports are 10 ms that a reader need not pay
+
+        return "".join(secrets.choice(config.CODE_ALPHABET) for _ in range(config.CODE_LENGTH))
