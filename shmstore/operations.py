@@ -61,7 +61,9 @@ class Context(msgspec.Struct, frozen=True):
     Attributes:
         client: The connection's client.
         caller: The identity of its process.
-        given: What the request's owner_pid stands for; UNSET when it gives none.
+        given: Finds whom the request's owner_pid stands for, alive and watched, UNSET when it gives
+            none; raises if there is none. Not asked of what was done before: that was decided when
+            it was, and the owner may be dead by now.
         now_ns: Boot clock.
         wall: The wall clock, which only a new session needs.
         max_session_bytes: The store's limit.
@@ -71,7 +73,7 @@ class Context(msgspec.Struct, frozen=True):
 
     client: ClientId
     caller: Owner
-    given: Owner | UnsetType | None
+    given: Callable[[], Owner | UnsetType | None]
     now_ns: int
     wall: Callable[[], datetime]
     max_session_bytes: int
@@ -295,10 +297,8 @@ def _make(table: TableWriter, code: str, request: Create | Put, context: Context
     fields = request.fields
     _refuse_other_code(fields, code)
     _check_values(fields)
-    if context.given is UNSET:
-        owner = None if request.unowned else context.caller
-    else:
-        owner = context.given
+    given = context.given()
+    owner = (None if request.unowned else context.caller) if given is UNSET else given
     table.make_room(context.now_ns)
     version = table.next_version
     stored = _fresh(code, fields, fields.created_at or context.wall(), version)
@@ -322,7 +322,8 @@ def _change(
     stored: Stored,
 ) -> Done:
     """Publish a session's next state."""
-    owner = block.owner if context.given is UNSET else context.given
+    given = context.given()
+    owner = block.owner if given is UNSET else given
     payload = _payload(stored, owner, table.next_version, context)
     table.update(
         block.slot,

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -92,9 +93,15 @@ class Host:
             ValueError: The request gives something that no session has.
 
         """
-        given = self._given(request, caller)
-        limit = self.options.max_session_bytes
-        context = Context(client, caller, given, clock.boot_ns(), clock.wall, limit, self._is_dead)
+        context = Context(
+            client,
+            caller,
+            functools.partial(self._given, request, caller),
+            clock.boot_ns(),
+            clock.wall,
+            self.options.max_session_bytes,
+            self._is_dead,
+        )
         try:
             answer = operations.apply(self._table, request, context)
         except StaleOwnerError as stale:
