@@ -65,6 +65,11 @@ class BareHost:
         request = kind(self._number, _FAR_NS, 0, *arguments)
         return self.host.apply(request, self.client, caller or self.caller)
 
+    def ask_again(self, kind: type, *arguments: Any) -> operations.Answer:
+        """Ask once more what was asked last, as a client does whose answer was lost."""
+        request = kind(self._number, _FAR_NS, self.table.base, *arguments)
+        return self.host.apply(request, self.client, self.caller)
+
     def create(self, code: str, *, owner_pid: Any = UNSET, caller: Owner | None = None) -> Session:
         """Create a session."""
         fields = Fields(code=code, owner_pid=owner_pid)
@@ -83,7 +88,7 @@ class BareHost:
         pid = None if owner is None else owner.pid
         fields = Fields(code=code)
         context = operations.Context(
-            self.client, self.caller, owner, clock.boot_ns(), clock.wall, 1 << 20
+            self.client, self.caller, lambda: owner, clock.boot_ns(), clock.wall, 1 << 20
         )
         self._number += 1
         request = messages.Create(self._number, _FAR_NS, 0, fields, False)

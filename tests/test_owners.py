@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 import shmstore
-from shmstore import config, operations
+from shmstore import config
 from shmstore._os import clock, process
 from shmstore._os.process import Life
 from shmstore._table.record import ClientId, decode_payload
@@ -465,15 +465,16 @@ def frozen(store_dir: Path) -> Iterator[BareHost]:
 
 def before_publishing(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Do something between the host's look at the owner and the table's mutation, once."""
-    real = operations.apply
+    real = Host._given
     acts = [act]
 
-    def apply(*arguments: Any) -> operations.Answer:
+    def given(*arguments: Any) -> Any:
+        found = real(*arguments)
         if acts:
             acts.pop()()
-        return real(*arguments)
+        return found
 
-    monkeypatch.setattr(operations, "apply", apply)
+    monkeypatch.setattr(Host, "_given", given)
 
 
 class TestMoment:
@@ -647,6 +648,33 @@ class TestMoment:
 
 
 # --- Without the guards
+
+
+class TestRetry:
+    """A request that is asked again after the owner it names has died."""
+
+    @pytest.mark.parametrize("kind", ["create", "update"])
+    def test_is_answered_as_it_was_then(
+        self, bare: BareHost, children: Children, kind: str
+    ) -> None:
+        """What was done was done, although the session has gone with its owner since.
+
+        Refused as impossible now, the caller would believe in the state before it: of an update, in
+        a session that is gone.
+        """
+        owner = children.sleeper()
+        fields = Fields(code="A", owner_pid=owner.pid)
+        if kind == "update":
+            bare.create("A", owner_pid=os.getpid())
+            asked: tuple[Any, ...] = (messages.Update, "A", None, None, fields)
+        else:
+            asked = (messages.Create, fields, False)
+        first = bare.ask(*asked)
+        owner.kill()
+        bare.collect_until(lambda: not bare.codes)
+        assert bare.ask_again(*asked) == first
+        with pytest.raises(OwnerNotAliveError):
+            bare.ask(messages.Create, fields, False)  # a first try is refused
 
 
 class TestGuard:

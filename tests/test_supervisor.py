@@ -351,7 +351,7 @@ class TestRestartTypes:
             cast.spec("c"),
         ]
         with Supervisor(specs) as supervisor:
-            until(lambda: list(pids(supervisor)) == ["a", "c"])
+            until(lambda: pids(supervisor) == {"a": None, "c": cast.pid("c")})
             assert supervisor.which_children() == [
                 ChildInfo("a", None, "supervisor"),
                 ChildInfo("c", cast.pid("c"), "worker"),

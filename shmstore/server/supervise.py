@@ -170,7 +170,8 @@ class Supervising:
             return _ENDED
         except Exception as error:  # noqa: BLE001  # whatever it is, the starter has to hear of it
             _log.exception("the manager cannot start")
-            listener.remove()
+            if not self._told:  # else clients wait in its queue for the next one
+                listener.remove()
             self._tell(
                 wire.NotLaunched(running=False, error=type(error).__name__, message=str(error))
             )

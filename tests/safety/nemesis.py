@@ -276,7 +276,7 @@ class Storm:
         before = self.board.noted(one)
 
         def has_written() -> bool:
-            self._fill_seats()  # who was killed last may have been dying when the others were seated
+            self._fill_seats()  # who was killed last may have been dying when all were seated
             return self.board.noted(one) > before or self.board.is_over
 
         until(has_written, STILL_MAX_S)

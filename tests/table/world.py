@@ -399,7 +399,9 @@ class Manager:
         """Do what a client asks, as the host does."""
         self.now_ns += 1
         name, caller = CLIENTS[client]
-        context = operations.Context(name, caller, UNSET, self.now_ns, lambda: NOON, 1 << 16)
+        context = operations.Context(
+            name, caller, lambda: UNSET, self.now_ns, lambda: NOON, 1 << 16
+        )
         try:
             if isinstance(request, Direct):
                 return self._saw(request.apply(self.writer, context))
