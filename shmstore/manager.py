@@ -19,7 +19,9 @@ from shmstore.errors import ShmStoreError, StoreNotRunningError
 from shmstore.proxy import SessionTableProxy
 from shmstore.store import SessionStore
 from shmstore.store import open as open_store
+from shmstore.store.requests import Requests
 from shmstore.store.settings import settings_of
+from shmstore.store.writes import SessionTable
 from shmstore.wire.launch import Launch
 
 if TYPE_CHECKING:
@@ -133,10 +135,10 @@ class SessionManager(BaseManager):  # type: ignore[misc]  # multiprocess has no 
         """Return this manager's handle of the store."""
         return self._used()
 
-    def SessionTable(self) -> SessionTableProxy:  # noqa: N802  # a typeid, as BaseManager's users know it
+    def SessionTable(self) -> SessionTable:  # noqa: N802  # a typeid, as BaseManager's users know it
         """Return a proxy of the table: the writes alone, one message each."""
         self._used()
-        return SessionTableProxy(self._paths)
+        return SessionTable(SessionTableProxy(self._paths), Requests(owned=True))
 
     @classmethod
     def register(cls, *_args: object, **_kwargs: object) -> NoReturn:

@@ -34,8 +34,9 @@ from shmstore.errors import (
     VersionConflictError,
 )
 from shmstore.proxy import SessionTableProxy
+from shmstore.store.requests import Requests
+from shmstore.store.writes import SessionTable
 from shmstore.wire import messages
-from shmstore.wire.fields import Fields
 from shmstore.wire.messages import Create, Done, Failed, Gone, Goodbye, Hello, Update, Welcome
 from tests.between import Between
 from tests.hosts import serve_in_fork
@@ -553,11 +554,16 @@ class TestConfused:
         assert len(store) == 0
 
 
+def writes(proxy: SessionTableProxy) -> SessionTable:
+    """Return what asks through a proxy."""
+    return SessionTable(proxy, Requests(owned=True))
+
+
 def _call(proxy: SessionTableProxy, name: str) -> None:
     if name == "create":
-        proxy.create(Fields(code="B"))
+        writes(proxy).create(code="B")
     elif name == "delete":
-        proxy.delete("B")
+        writes(proxy).delete("B")
     else:
         proxy.stop()
 
@@ -813,14 +819,14 @@ class TestRefused:
         proxy.close()
         proxy.close()
         with pytest.raises(StoreClosedError, match="closed"):
-            proxy.delete("A")
+            writes(proxy).delete("A")
         with pytest.raises(StoreClosedError):
             proxy.connect()
 
     def test_nobody_listens(self, store_dir: Path) -> None:
         """Without permission to start a manager, StoreNotRunningError names the store."""
         proxy = SessionTableProxy(paths.store_paths("none", store_dir))
-        for call in (proxy.connect, proxy.stop, lambda: proxy.delete("A")):
+        for call in (proxy.connect, proxy.stop, lambda: writes(proxy).delete("A")):
             with pytest.raises(StoreNotRunningError, match="none") as caught:
                 call()
             assert caught.value.name == "none"
@@ -873,7 +879,7 @@ class TestConnect:
             raise ManagerTimeoutError(msg, outcome_known=True)
 
         proxy = self.proxy(store_dir, start)
-        for call in (proxy.connect, lambda: proxy.create(Fields(code="A"))):
+        for call in (proxy.connect, lambda: writes(proxy).create(code="A")):
             with pytest.raises(ManagerTimeoutError, match="too slow") as caught:
                 call()
             assert caught.value.outcome_known
@@ -899,7 +905,7 @@ class TestConnect:
         with Between(files, treat) as between:
             proxy = SessionTableProxy(files, start=start)
             with pytest.raises(ManagerTimeoutError, match="not known") as caught:
-                proxy.create(Fields(code="A"))
+                writes(proxy).create(code="A")
             assert not caught.value.outcome_known
 
     @pytest.mark.parametrize(
@@ -925,7 +931,7 @@ class TestConnect:
             raise raised
 
         monkeypatch.setattr(proxy, "_greet", greet)
-        for call in (proxy.connect, lambda: proxy.delete("A")):
+        for call in (proxy.connect, lambda: writes(proxy).delete("A")):
             with pytest.raises(expected):
                 call()
             assert all(link.socket is None for link in proxy._links.values())
@@ -956,7 +962,7 @@ class TestDenied:
         def ask() -> bool:
             become_nobody()
             proxy = SessionTableProxy(files, timeout_s=1.0)
-            for call in (lambda: proxy.delete("A"), proxy.connect):
+            for call in (lambda: writes(proxy).delete("A"), proxy.connect):
                 with pytest.raises(AccessDeniedError):
                     call()
             return True

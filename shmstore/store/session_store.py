@@ -31,10 +31,10 @@ from shmstore.errors import (
 )
 from shmstore.model import ChildSpec, Session, StoreStats
 from shmstore.proxy import SessionTableProxy
+from shmstore.store.combined import Combined
 from shmstore.store.followed import FollowedTable
 from shmstore.store.requests import Requests
 from shmstore.store.settings import check_timeout, settings_of
-from shmstore.store.writes import Writes
 from shmstore.wire.launch import Launch
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class SessionStore(Writes):
+class SessionStore(Combined):
     """A handle of a store: a mapping from code to Session, shared by every process of the machine.
 
     Made by `shmstore.open`, by `start_link`, or by unpickling. Thread-safe, usable after a fork, a

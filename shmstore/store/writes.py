@@ -5,27 +5,24 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import UNSET, UnsetType
 
 from shmstore import config
 from shmstore.errors import (
     SessionExistsError,
-    SessionNotFoundError,
     ShmStoreError,
-    StoreNotRunningError,
-    VersionConflictError,
 )
 from shmstore.proxy import expect as answer_of
 from shmstore.store.batch import Batch, Gathered
-from shmstore.store.described import described, fits
+from shmstore.store.described import described
 from shmstore.store.settings import check_timeout
-from shmstore.store.watching import Following, Watcher, wait_for
+from shmstore.store.watching import Following, Watcher
 from shmstore.wire.messages import BatchedHere, DoneHere, Gone, Number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from shmstore.model import Session
     from shmstore.proxy import SessionTableProxy
@@ -35,16 +32,18 @@ if TYPE_CHECKING:
 _A = TypeVar("_A")
 
 
-class Writes:
-    """What a store does through its manager; reads are `SessionStore`'s own."""
+class SessionTable:
+    """The writes of a store alone; it maps no table, and reads nothing.
 
-    _proxy: SessionTableProxy
-    _requests: Requests
+    Args:
+        proxy: What asks the manager.
+        requests: What makes the questions.
 
-    if TYPE_CHECKING:  # what the store has besides
+    """
 
-        def get(self, code: str) -> Session | None: ...  # noqa: D102  # SessionStore's says it
-        def _sessions(self) -> list[Session]: ...
+    def __init__(self, proxy: SessionTableProxy, requests: Requests) -> None:
+        self._proxy = proxy
+        self._requests = requests
 
     def create(
         self,
@@ -397,74 +396,6 @@ class Writes:
         """
         return self.update(code, {"owner_pid": owner_pid}, **conditions)
 
-    def modify(
-        self,
-        code: str,
-        change: Callable[[Session], Mapping[str, Any] | None],
-        *,
-        timeout_s: float | None = None,
-    ) -> Session:
-        """Change a session by what it is, and return it: read, compute, write if nobody else did.
-
-            >>> session = store.create(code="CART", items=1)
-            >>> store.modify("CART", lambda s: {"items": s.data["items"] + 1}).data["items"]
-            2
-
-        Args:
-            code: The session's code.
-            change: Is given the Session and returns the changes as a mapping, or None to leave it
-                as it is. Called again when another write came in between.
-            timeout_s: Seconds until ManagerTimeoutError, of each try; the handle's default if None.
-
-        Raises:
-            SessionNotFoundError: There is none.
-            VersionConflictError: Others were faster 100 times in a row; the error has the present
-                session.
-
-        """
-        attempts = config.MODIFY_ATTEMPTS_MAX
-        while True:
-            attempts -= 1
-            session = self.get(code)
-            if session is None:
-                msg = f"there is no session {code!r} to modify"
-                raise SessionNotFoundError(msg, code=code)
-            changes = change(session)
-            if changes is None:
-                return session
-            try:
-                return self.update(code, changes, if_version=session.version, timeout_s=timeout_s)
-            except VersionConflictError:
-                if not attempts:
-                    raise
-
-    @contextlib.contextmanager
-    def scoped(
-        self, mapping: Mapping[str, Any] | None = None, /, **fields: Any
-    ) -> Iterator[Session]:
-        """Create a session, and delete that very session at the end of the block.
-
-            >>> with store.scoped(direction="send") as session:
-            ...     session.code in store
-            True
-            >>> session.code in store
-            False
-
-        Args and errors are those of `create`. If it was deleted meanwhile, or another has its code,
-        nothing is done at the end.
-        """
-        session = self.create(mapping, **fields)
-        try:
-            yield session
-        finally:
-            with contextlib.suppress(VersionConflictError, StoreNotRunningError):
-                self.delete(session.code, if_created=session.created_version)
-
-    def __setitem__(self, code: str, value: object) -> NoReturn:
-        """Refuse: whether to create, replace or merge has to be said."""
-        msg = "sessions are not assigned: use put(code, {...}) or update(code, field=value)"
-        raise TypeError(msg)
-
     # --- Many at once
 
     def delete_where(
@@ -475,13 +406,11 @@ class Writes:
         direction: str | UnsetType | None = UNSET,
         prefix: str = "",
         older_than_s: float | None = None,
-        where: Callable[[Session], object] | None = None,
         timeout_s: float | None = None,
     ) -> int:
         """Delete every session that is as described, and return how many there were.
 
-        They go all at once: nobody sees some of them gone and others not. With a predicate, which
-        only this process can ask, each goes for itself, if it has not changed since it was asked.
+        They go all at once: nobody sees some of them gone and others not.
 
         Args:
             owner_pid: Only those of this process; None: of nobody.
@@ -489,19 +418,11 @@ class Writes:
             direction: Only those of this direction; None: of none.
             prefix: Only those whose code begins so.
             older_than_s: Only those that were created longer ago, in seconds.
-            where: Only those of which this is true.
             timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
 
         """
         request = described(owner_pid, status, direction, prefix, older_than_s)
-        if where is None:
-            return int(self._ask(Number, request, timeout_s).value)
-        found = [s for s in self._sessions() if fits(request, s) and where(s)]
-        gathered = Gathered(self._make_code, atomic=False)
-        for session in found:
-            gathered.add(self._requests.delete(session.code, if_version=session.version))
-        self._run(gathered, timeout_s)
-        return sum(outcome is True for outcome in gathered.outcomes())
+        return int(self._ask(Number, request, timeout_s).value)
 
     def delete_owned(self, owner_pid: int, *, timeout_s: float | None = None) -> int:
         """Delete every session of a process, all at once, and return how many there were."""
@@ -580,11 +501,6 @@ class Writes:
         existed = self._many((self._requests.delete(code) for code in codes), timeout_s)
         return sum(existed)
 
-    def get_many(self, codes: Iterable[str]) -> dict[str, Session]:
-        """Return the sessions of these codes that there are, by code; the manager is not asked."""
-        found = ((code, self.get(code)) for code in codes)
-        return {code: session for code, session in found if session is not None}
-
     def _many(self, items: Iterable[Item], timeout_s: float | None) -> list[Any]:
         gathered = Gathered(self._make_code, atomic=False)
         for item in items:
@@ -647,31 +563,11 @@ class Writes:
         )
         return Watcher(self._proxy, following)
 
-    def wait_for(
-        self,
-        code: str,
-        condition: Callable[[Session | None], object],
-        timeout_s: float | None = None,
-    ) -> Session | None:
-        """Wait until a condition holds for a session, and return that session.
-
-            >>> session = store.create(code="JOB", status="completed")
-            >>> store.wait_for("JOB", lambda s: s is not None and s.status == "completed").code
-            'JOB'
-
-        Args:
-            code: The session's code; it need not exist yet.
-            condition: Is given the session, or None when there is none, now and after each change.
-            timeout_s: Seconds until WaitTimeoutError; None: for ever.
-
-        Raises:
-            WaitTimeoutError: It did not hold in time; also a TimeoutError.
-
-        """
-        with self.watch(code=code) as watcher:
-            return wait_for(watcher, code, self.get, condition, timeout_s)
-
     # --- The manager
+
+    def close(self) -> None:
+        """Let go of the connection. Deletes nothing; closing twice is nothing."""
+        self._proxy.close()
 
     def _ask(self, kind: type[_A], request: Request, timeout_s: float | None) -> _A:
         if timeout_s is not None:

@@ -56,6 +56,9 @@ class Request(msgspec.Struct, array_like=True):
     first_base: _Word
 
 
+_Expected: TypeAlias = dict[str, Any] | None
+"""Fields and keys of data, and the value that each must have; None also of what is not there."""
+
 _Ttl: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=TTL_US_MAX)] | None
 """Microseconds from this write to the session's end; 0: it never ends; None: nothing is said."""
 
@@ -88,15 +91,12 @@ class Changing(Request):
         code: The session's.
         if_version: Its version.
         if_created: Its created_version.
-        expect: Fields and keys of data, and the value that each must have; None also of what is
-            not there.
 
     """
 
     code: str
     if_version: int | None
     if_created: int | None
-    expect: dict[str, Any] | None
 
 
 class Update(Changing, tag=2):
@@ -104,6 +104,7 @@ class Update(Changing, tag=2):
 
     fields: Fields
     ttl_us: _Ttl = None
+    expect: _Expected = None
 
 
 class Replace(Changing, tag=3):
@@ -111,6 +112,7 @@ class Replace(Changing, tag=3):
 
     fields: Fields
     ttl_us: _Ttl = None
+    expect: _Expected = None
 
 
 class Put(Changing, tag=4):
@@ -119,14 +121,19 @@ class Put(Changing, tag=4):
     fields: Fields
     unowned: bool
     ttl_us: _Ttl = None
+    expect: _Expected = None
 
 
 class Delete(Changing, tag=5):
     """Delete a session."""
 
+    expect: _Expected = None
+
 
 class Take(Changing, tag=10):
     """Delete a session and answer with what it was."""
+
+    expect: _Expected = None
 
 
 class Claim(Changing, tag=11):
@@ -134,6 +141,7 @@ class Claim(Changing, tag=11):
 
     fields: Fields
     ttl_us: _Ttl = None
+    expect: _Expected = None
 
 
 class Increment(Changing, tag=12):
@@ -153,12 +161,14 @@ class Increment(Changing, tag=12):
     default: Fields | None
     unowned: bool
     ttl_us: _Ttl = None
+    expect: _Expected = None
 
 
 class Touch(Changing, tag=13):
     """Let a session live for `ttl_us` from now on; None: as long as its last write gave it."""
 
     ttl_us: _Ttl = None
+    expect: _Expected = None
 
 
 class DeleteWhere(Request, tag=14):

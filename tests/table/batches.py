@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import msgspec
 
-from shmstore import operations
 from shmstore._table import record
 from shmstore._table.record import Note
 from shmstore._table.writer import Change
@@ -21,11 +20,13 @@ from shmstore.errors import (
     StoreFullError,
 )
 from shmstore.model import Owner, Session
+from shmstore.operations import doing
 from tests.table.acts import Asked, Foreseen, Outlook, Seen
 from tests.table.tables import encoded
 from tests.table.world import CLIENTS, NOON, Answer, Direct, Listing, Manager, Request, need
 
 if TYPE_CHECKING:
+    from shmstore import operations
     from shmstore._table.record import Block
     from shmstore._table.writer import TableWriter
 
@@ -61,9 +62,9 @@ class Together(Direct, frozen=True):
                     outcome.kind == record.KIND_BATCH, "a batch's outcome is another kind of block"
                 )
                 return _decode_answer(outcome.payload)
-            operations._remembered(writer, cast("Any", self), context)
+            doing._remembered(writer, cast("Any", self), context)
         if context.now_ns > self.deadline_ns:
-            operations._refuse_late(cast("Any", self))
+            doing._refuse_late(cast("Any", self))
         return self._commit(writer, context)
 
     def _commit(self, writer: TableWriter, context: operations.Context) -> Answer:

@@ -400,7 +400,7 @@ class Manager:
         self.now_ns += 1
         name, caller = CLIENTS[client]
         context = operations.Context(
-            name, caller, lambda: UNSET, self.now_ns, lambda: NOON, 1 << 16
+            name, caller, lambda _: UNSET, self.now_ns, lambda: NOON, 1 << 16
         )
         try:
             if isinstance(request, Direct):
@@ -414,6 +414,7 @@ class Manager:
             return type(error)
         if isinstance(answer, messages.Gone):
             return answer.existed
+        assert isinstance(answer, messages.Done), "nothing here asks for a number"
         return self.world.history.saw(record.decode_payload(answer.session))
 
     def _saw(self, answer: Answer) -> Answer:
