@@ -49,38 +49,33 @@ class Expiries:
     Args:
         known: Slot to expiry, of those that have one.
 
+    Attributes:
+        by_slot: The same, as it is now. Not to be changed but by `set`.
+
     """
 
     def __init__(self, known: Mapping[int, int]) -> None:
-        self._by_slot = dict(known)
+        self.by_slot = dict(known)
         self._heap = [(expires_ns, slot) for slot, expires_ns in known.items()]
         heapify(self._heap)
 
-    def __bool__(self) -> bool:
-        """Whether any session will expire."""
-        return bool(self._by_slot)
-
-    def of(self, slot: int) -> int:
-        """Return when a slot's session expires; 0: never."""
-        return self._by_slot.get(slot, 0)
-
     def set(self, slot: int, expires_ns: int) -> None:
         """Take over when a slot's session expires; 0: never, or it is gone."""
-        if self._by_slot.get(slot, 0) == expires_ns:
+        if self.by_slot.get(slot, 0) == expires_ns:
             return
         if not expires_ns:
-            del self._by_slot[slot]
+            del self.by_slot[slot]
             return
-        self._by_slot[slot] = expires_ns
+        self.by_slot[slot] = expires_ns
         heappush(self._heap, (expires_ns, slot))
-        if len(self._heap) > 2 * len(self._by_slot) + _STALE_MAX:
-            self._heap = [(expires, slot) for slot, expires in self._by_slot.items()]
+        if len(self._heap) > 2 * len(self.by_slot) + _STALE_MAX:
+            self._heap = [(expires, slot) for slot, expires in self.by_slot.items()]
             heapify(self._heap)
 
     def next_ns(self) -> int:
         """Return when the next session expires, 0 if none ever does."""
         heap = self._heap
-        while heap and self._by_slot.get(heap[0][1], 0) != heap[0][0]:
+        while heap and self.by_slot.get(heap[0][1], 0) != heap[0][0]:
             heappop(heap)
         return heap[0][0] if heap else 0
 

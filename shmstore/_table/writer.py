@@ -190,8 +190,8 @@ class TableWriter:
         if slot is None:
             return None
         block = self.block(slot)
-        if self.expiries:
-            expires_ns = self.expiries.of(slot)
+        if self.expiries.by_slot:
+            expires_ns = self.expiries.by_slot.get(slot, 0)
             if block.expires_ns != expires_ns:  # it was touched
                 return msgspec.structs.replace(block, expires_ns=expires_ns)
         return block
@@ -305,7 +305,7 @@ class TableWriter:
         self._count(at.H_UPDATED)
         if owner is None or owner is not old.owner:
             self._own(slot, old.owner, owner, now_ns)
-        if expires_ns or self.expiries:
+        if expires_ns or self.expiries.by_slot:
             self.expiries.set(slot, expires_ns)
         self.mutating = False
 
@@ -362,7 +362,7 @@ class TableWriter:
         self._words.store(at.H_COUNT, len(self.codes))
         self._count(counter)
         self._disown(slot, owner)
-        if self.expiries:
+        if self.expiries.by_slot:
             self.expiries.set(slot, 0)
         self.statuses.set(slot, None)
         self.mutating = False

@@ -225,7 +225,7 @@ class Host:
 
     def next_expiry_ns(self) -> int:
         """Return when the next session's time is over, 0 if none's ever is."""
-        return self._table.expiries.next_ns() if self._table.expiries else 0
+        return self._table.expiries.next_ns() if self._table.expiries.by_slot else 0
 
     def _delete(self, slot: int, counter: int, reason: str) -> None:
         block = self._table.block(slot)
