@@ -37,7 +37,16 @@ from shmstore.errors import (
     TableFormatError,
     VersionConflictError,
 )
-from shmstore.model import ChildSpec, FrozenDict, Owner, Session, StoreStats
+from shmstore.model import (
+    ChildSpec,
+    FrozenDict,
+    Owner,
+    OwnerInfo,
+    Page,
+    Restored,
+    Session,
+    StoreStats,
+)
 from shmstore.version import __version__
 
 if TYPE_CHECKING:
@@ -54,9 +63,12 @@ __all__ = [
     "ManagerTimeoutError",
     "ManagerUnavailableError",
     "Owner",
+    "OwnerInfo",
     "OwnerNotAliveError",
+    "Page",
     "ProtocolError",
     "ReadContendedError",
+    "Restored",
     "Session",
     "SessionDecodeError",
     "SessionExistsError",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, Unpack, overload
 
 from msgspec import UNSET, UnsetType
 
@@ -32,9 +32,17 @@ from shmstore.errors import (
     StoreNotRunningError,
     VersionConflictError,
 )
-from shmstore.model import ChildSpec, Session, StoreStats
+from shmstore.model import ChildSpec, OwnerInfo, Page, Session, StoreStats
 from shmstore.proxy import SessionTableProxy
 from shmstore.store.followed import FollowedTable
+from shmstore.store.owners import owners_of
+from shmstore.store.queries import (
+    Filters,
+    Narrowing,
+    check_page_limit,
+    decode_cursor,
+    page_of,
+)
 from shmstore.store.settings import check_timeout, settings_of
 from shmstore.wire import fields as wire_fields
 from shmstore.wire.launch import Launch
@@ -128,17 +136,24 @@ class SessionStore:
         """Return how many sessions there are."""
         return self.count_active()
 
-    def count_active(self) -> int:
+    def count_active(self, **filters: Unpack[Narrowing]) -> int:
         """Return how many sessions there are, by one look at the table's header.
 
         The count follows each write before its answer. Beside writes that are under way it may be
         a few microseconds behind what `get` finds.
 
+        Args:
+            **filters: Those of `list_active`; then it is how many that would return, at its price.
+
         Raises:
             StoreNotRunningError: The store was stopped.
             StoreClosedError: This handle is closed.
+            TypeError: A filter is of the wrong type.
+            ValueError: A filter is out of range.
 
         """
+        if filters:
+            return len(self.list_active(**filters))
         count = self._table.reader.view[H_COUNT]
         if 0 < count < NEVER:
             return count
@@ -150,6 +165,10 @@ class SessionStore:
         owner_pid: int | UnsetType | None = UNSET,
         status: str | UnsetType = UNSET,
         direction: str | UnsetType | None = UNSET,
+        prefix: str | None = None,
+        older_than_s: float | None = None,
+        newer_than_s: float | None = None,
+        where: Callable[[Session], object] | None = None,
         limit: int | None = None,
     ) -> list[Session]:
         """Return the sessions, newest `created_at` first.
@@ -161,6 +180,13 @@ class SessionStore:
             owner_pid: Only sessions of this owner; None: of nobody.
             status: Only sessions of this status.
             direction: Only sessions of this direction; None: of none.
+            prefix: Only sessions whose code begins with it.
+            older_than_s: Only sessions whose `created_at` was so many seconds ago, or earlier, by
+                the wall clock of this call.
+            newer_than_s: Only sessions whose `created_at` was less than so many seconds ago. With
+                the same number, every session is either older or newer.
+            where: Only sessions for which this function returns something true. It is asked last,
+                of what all else leaves.
             limit: At most so many.
 
         A manager that died together with its supervisor leaves sessions of dead owners behind;
@@ -176,21 +202,84 @@ class SessionStore:
             StoreNotRunningError: The store was stopped.
             StoreClosedError: This handle is closed.
             TableCorruptError: A record is damaged.
-            ValueError: The limit is negative or no whole number.
+            TypeError: A filter is of the wrong type.
+            ValueError: A filter is out of range, or the limit negative or no whole number.
 
         """
         if limit is not None and (type(limit) is not int or limit < 0):
             msg = f"limit is a whole number from 0, or None, not {limit!r}"
             raise ValueError(msg)
-        found = self._sessions()
-        for name, wanted in (
-            ("owner_pid", owner_pid),
-            ("status", status),
-            ("direction", direction),
-        ):
-            if wanted is not UNSET:
-                found = [session for session in found if getattr(session, name) == wanted]
-        return found[:limit]
+        filters = Filters(
+            owner_pid=owner_pid,
+            status=status,
+            direction=direction,
+            prefix=prefix,
+            older_than_s=older_than_s,
+            newer_than_s=newer_than_s,
+            where=where,
+        )
+        return filters.among(self._sessions(), clock.wall())[:limit]
+
+    def page(
+        self, *, limit: int = 100, cursor: str | None = None, **filters: Unpack[Narrowing]
+    ) -> Page:
+        """Return some of the sessions, the one that was created last first, and a cursor.
+
+        Whoever is there from the first page to the last is on exactly one of them, whatever is
+        created, updated and deleted meanwhile. What is created after the first page is on none.
+
+        Args:
+            limit: At most so many, from 1.
+            cursor: That of the page before; None for the first page. Any handle of the store takes
+                it, in any process, for as long as the store has its name.
+            **filters: Those of `list_active`. Ages are counted from the first page on.
+
+        Raises:
+            StoreNotRunningError: The store was stopped.
+            StoreClosedError: This handle is closed.
+            TableCorruptError: A record is damaged.
+            TypeError: A filter, the limit or the cursor is of the wrong type.
+            ValueError: One of them is out of range, or the cursor is none of this store's.
+
+            >>> for number in range(3):
+            ...     _ = store.create(code=f"page-{number}")
+            >>> page = store.page(limit=2)
+            >>> [session.code for session in page.sessions]
+            ['page-2', 'page-1']
+            >>> [session.code for session in store.page(limit=2, cursor=page.cursor).sessions]
+            ['page-0']
+
+        """
+        after = None if cursor is None else decode_cursor(cursor, self.name)
+        which, limit = Filters(**filters), check_page_limit(limit)
+        return page_of(self._sessions(), which, limit=limit, after=after, store=self.name)
+
+    def pages(self, *, limit: int = 100, **filters: Unpack[Narrowing]) -> Iterator[Page]:
+        """Iterate over all pages; each is looked up when it is asked for. Args as `page`."""
+        page = self.page(limit=limit, **filters)
+        yield page
+        while page.cursor is not None:
+            page = self.page(limit=limit, cursor=page.cursor, **filters)
+            yield page
+
+    def owners(self) -> list[OwnerInfo]:
+        """Return the processes that own sessions, whoever has most of them first.
+
+        Each session counts as it was at some instant of the call. Every record is read once; the
+        manager is not asked. Sessions of nobody count for nobody.
+
+            >>> _ = store.create(code="mine")
+            >>> [(owner.alive, owner.sessions, owner.bytes) for owner in store.owners()]
+            [(True, 1, 192)]
+
+        Raises:
+            StoreNotRunningError: The store was stopped.
+            StoreClosedError: This handle is closed.
+            TableCorruptError: A record is damaged.
+
+        """
+        nothing: list[OwnerInfo] = []
+        return self._table.read(lambda reader: owners_of(reader.blocks()), nothing)
 
     def stats(self) -> StoreStats:
         """Return the store's figures, from the table's header: the manager is not asked.
