@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from shmstore._os import memory
-from shmstore._os.paths import open_plain
+from shmstore._os import clock, memory
+from shmstore._os.paths import open_directory, open_plain
 from shmstore._table import layout as at
 from shmstore._table import record
 from shmstore._table.layout import Layout
@@ -32,29 +33,53 @@ ATTEMPTS_MAX: Final = 5
 was replaced each time."""
 
 
-def of_live(paths: StorePaths, proxy: SessionTableProxy) -> mmap.mmap:
+class Picture(NamedTuple):
+    """A table that nobody changes any more.
+
+    Attributes:
+        words: What it holds, at the table's own offsets.
+        layout: Its geometry.
+        taken_at: The wall clock right after the instant.
+
+    """
+
+    words: Words
+    layout: Layout
+    taken_at: datetime
+
+
+def of_live(paths: StorePaths, proxy: SessionTableProxy, *, revive: bool = False) -> Picture:
     """Copy the table of a store that has a manager; nobody has to wait for it.
 
     Args:
         paths: The store's files.
         proxy: One that nobody else uses meanwhile: a client has one pin, and the second one that it
             takes ends the first.
+        revive: Whether to start a manager if there is none, as the proxy may.
 
     Raises:
         StoreNotRunningError: It has none.
         StoreFullError: There is no room for the copy.
         ReadContendedError: No picture could be had.
+        AccessDeniedError: The store is another user's.
 
     """
     for _ in range(ATTEMPTS_MAX):
-        picture = _pinned(paths, proxy)
-        if picture is not None:
-            return picture
+        if revive:
+            proxy.revive()
+        try:
+            picture = _pinned(paths, proxy)
+        except StoreNotRunningError:  # it went away with its supervisor since
+            if not revive:
+                raise
+        else:
+            if picture is not None:
+                return picture
     msg = f"no picture of store {paths.name!r} could be had: its pin was broken each time"
     raise ReadContendedError(f"{msg}; try again", attempts=ATTEMPTS_MAX)
 
 
-def of_dead(paths: StorePaths) -> mmap.mmap:
+def of_dead(paths: StorePaths) -> Picture:
     """Copy the table that a dead manager left.
 
     Raises:
@@ -62,23 +87,32 @@ def of_dead(paths: StorePaths) -> mmap.mmap:
 
     """
     try:
-        return _copy_of(paths.table)
+        return _picture(_copy_of(paths.table), clock.wall())
     except FileNotFoundError:
         msg = f"store {paths.name!r} has no manager and no table: there is nothing to verify"
         raise StoreNotRunningError(msg, name=paths.name) from None
 
 
-def _pinned(paths: StorePaths, proxy: SessionTableProxy) -> mmap.mmap | None:
+def _pinned(paths: StorePaths, proxy: SessionTableProxy) -> Picture | None:
     """Copy the table as of one instant; None when the pin did not hold."""
     pinned = proxy.pin()
-    picture = _copy_of(Path(pinned.path))
-    words = Words(picture)
-    with _opened(paths.table) as descriptor:
-        live = Words(memory.map_shared(descriptor, len(picture), writable=False))
-    if live.load(at.H_BASE) == words.load(at.H_BASE):
-        _copy_blocks(live, words, Layout.of_table(words.view, len(picture)))
+    taken_at = clock.wall()
+    try:
+        picture = _picture(_copy_of(Path(pinned.path)), taken_at)
+        with _opened(paths.table) as descriptor:
+            size_bytes = picture.layout.map_size_bytes
+            live = Words(memory.map_shared(descriptor, size_bytes, writable=False))
+    except FileNotFoundError:  # of a manager that died: the next one has removed it
+        return None
+    if live.load(at.H_BASE) == picture.words.load(at.H_BASE):
+        _copy_blocks(live, picture.words, picture.layout)
     unpinned = proxy.unpin()
     return picture if unpinned.held and unpinned.epoch == pinned.epoch else None
+
+
+def _picture(copy: mmap.mmap, taken_at: datetime) -> Picture:
+    words = Words(copy)
+    return Picture(words, Layout.of_table(words.view, len(copy)), taken_at)
 
 
 def _copy_blocks(live: Words, picture: Words, layout: Layout) -> None:
@@ -101,7 +135,13 @@ def _copy_of(path: Path) -> mmap.mmap:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    descriptor = open_plain(path, os.O_RDONLY)
+    """Open a file of the store's user, whom root may look after."""
+    directory = open_directory(path.parent)
+    try:
+        owner = os.fstat(directory).st_uid
+        descriptor = open_plain(path, os.O_RDONLY, directory=directory, owner=owner)
+    finally:
+        os.close(directory)
     try:
         yield descriptor
     finally:

@@ -10,16 +10,13 @@ from shmstore._os.paths import open_directory
 from shmstore._table import check
 from shmstore._table import layout as at
 from shmstore._table.check import Violation
-from shmstore._table.layout import Layout
-from shmstore._table.words import Words
 from shmstore.errors import StoreNotRunningError
 from shmstore.proxy import SessionTableProxy
 from shmstore.store import picture
 
 if TYPE_CHECKING:
-    import mmap
-
     from shmstore._os.paths import StorePaths
+    from shmstore.store.picture import Picture
 
 
 class Verified(NamedTuple):
@@ -55,7 +52,6 @@ def verify(paths: StorePaths) -> Verified:
             return _verified(picture.of_dead(paths), is_live=False)
 
 
-def _verified(copy: mmap.mmap, *, is_live: bool) -> Verified:
-    words = Words(copy)
-    layout = Layout.of_table(words.view, len(copy))
-    return Verified(is_live, words.load(at.H_COUNT), list(check.check(words, layout)))
+def _verified(found: Picture, *, is_live: bool) -> Verified:
+    violations = list(check.check(found.words, found.layout))
+    return Verified(is_live, found.words.load(at.H_COUNT), violations)
