@@ -50,7 +50,7 @@ from shmstore.model import (
 from shmstore.version import __version__
 
 if TYPE_CHECKING:
-    from shmstore.store import SessionStore, open
+    from shmstore.store import SessionStore, Snapshot, open
     from shmstore.supervisor import ChildInfo, Supervisor
 
 __all__ = [
@@ -76,6 +76,7 @@ __all__ = [
     "SessionStore",
     "SessionTooLargeError",
     "ShmStoreError",
+    "Snapshot",
     "StoreAlreadyRunningError",
     "StoreClosedError",
     "StoreFullError",
@@ -93,6 +94,7 @@ __all__ = [
 _HOMES = {
     "ChildInfo": "shmstore.supervisor",
     "SessionStore": "shmstore.store",
+    "Snapshot": "shmstore.store",
     "Supervisor": "shmstore.supervisor",
     "open": "shmstore.store",
 }

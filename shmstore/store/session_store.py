@@ -32,7 +32,7 @@ from shmstore.errors import (
     StoreNotRunningError,
     VersionConflictError,
 )
-from shmstore.model import ChildSpec, OwnerInfo, Page, Session, StoreStats
+from shmstore.model import ChildSpec, OwnerInfo, Page, Restored, Session, StoreStats
 from shmstore.proxy import SessionTableProxy
 from shmstore.store.followed import FollowedTable
 from shmstore.store.owners import owners_of
@@ -43,15 +43,19 @@ from shmstore.store.queries import (
     decode_cursor,
     page_of,
 )
+from shmstore.store.restoring import restore
 from shmstore.store.settings import check_timeout, settings_of
+from shmstore.store.snapshot import Snapshot, take
 from shmstore.wire import fields as wire_fields
 from shmstore.wire.launch import Launch
 from shmstore.wire.values import check_code
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
+    from shmstore.store.restoring import Readable
     from shmstore.store.settings import Settings
     from shmstore.wire.fields import Fields
 
@@ -280,6 +284,66 @@ class SessionStore:
         """
         nothing: list[OwnerInfo] = []
         return self._table.read(lambda reader: owners_of(reader.blocks()), nothing)
+
+    def snapshot(self) -> Snapshot:
+        """Return all sessions as of exactly one instant, however much is written meanwhile.
+
+        The manager keeps what stands in the table until it has been copied, and goes on serving.
+        Where no manager runs, one is started if this handle may start one, as by a write: sessions
+        of owners that died without one are not in the snapshot.
+
+            >>> _ = store.create(code="A7X9K2M4")
+            >>> snapshot = store.snapshot()
+            >>> store.delete("A7X9K2M4"), snapshot["A7X9K2M4"].status, len(snapshot)
+            (True, 'pending', 1)
+
+        Raises:
+            StoreNotRunningError: No manager runs, and this handle may not start one; or the store
+                was stopped.
+            StoreClosedError: This handle is closed.
+            StoreFullError: There is no room beside the table for what is not a record.
+            ReadContendedError: At each of 5 attempts the table was too full to keep it, or the
+                manager was replaced.
+            ManagerTimeoutError: The manager does not answer.
+            TableCorruptError: A record is damaged.
+            SessionDecodeError: A later version of this package wrote one.
+
+        """
+        table = self._table
+        table.require_open()
+        return take(self._settings, table.start_anew if self._settings.start else None)
+
+    def restore(
+        self,
+        source: str | os.PathLike[str] | Readable,
+        *,
+        owner_pid: int | UnsetType | None = UNSET,
+    ) -> Restored:
+        """Create the sessions that `Snapshot.write` has written, and say what became of them.
+
+        All fields are kept, `created_at` and `connected_at` too; versions are new. A code that is
+        taken is left alone. The whole file is checked before anything is created. Then each session
+        is one create: others see them come one by one, and an error in between leaves those that
+        were created; the file can be restored again.
+
+        Args:
+            source: The path of the file, or a file that is open for text.
+            owner_pid: Who shall own them all; None: nobody. Not given: each goes to the same owner,
+                if it is certain that this very process still runs. A session whose owner does not
+                is not restored: it would have gone with its owner.
+
+        Raises:
+            ValueError: A line is none of a snapshot; with its number, and the reason.
+            SessionTooLargeError: A session has more than this store's max_session_bytes, likewise.
+            OwnerNotAliveError: The process `owner_pid` does not run.
+            AccessDeniedError: It is another user's.
+            StoreFullError: There is no room for more.
+            OSError: The file cannot be read.
+
+        """
+        self._table.require_open()
+        options = header.options_of(self._table.reader.view)
+        return restore(self, source, owner_pid, options.max_session_bytes)
 
     def stats(self) -> StoreStats:
         """Return the store's figures, from the table's header: the manager is not asked.
