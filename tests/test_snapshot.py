@@ -34,7 +34,7 @@ from shmstore.errors import (
 )
 from shmstore.model import Owner, Restored, Session, StoreOptions
 from shmstore.proxy import SessionTableProxy
-from shmstore.store import picture, snapshot_file
+from shmstore.store import json_values, picture, snapshot_file
 from shmstore.store.snapshot_file import Origin
 from tests.hosts import serve_in_fork
 from tests.processes import NOBODY, become_nobody, until
@@ -385,7 +385,7 @@ class TestValues:
     @given(VALUES)
     def test_are_plain_json(self, value: object) -> None:
         """Any reader of JSON can read them."""
-        assert json.loads(json.dumps(snapshot_file.to_json(value), allow_nan=False)) is not ...
+        assert json.loads(json.dumps(json_values.to_json(value), allow_nan=False)) is not ...
 
     @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.dictionaries(NAMES, VALUES, max_size=4))
