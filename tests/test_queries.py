@@ -109,6 +109,12 @@ class TestFilters:
             if all(MEANS[name](session, value) for name, value in given_filters.items())
         ]
 
+    def test_part_older_from_newer(self) -> None:
+        """Who is exactly that old is older, so every session is either older or newer."""
+        sessions = [a_session(n, created_at=NOW - timedelta(seconds=n)) for n in range(1, 4)]
+        assert Filters(older_than_s=2).among(sessions, NOW) == sessions[1:]
+        assert Filters(newer_than_s=2).among(sessions, NOW) == sessions[:1]
+
     def test_give_a_list_of_their_own(self) -> None:
         """A picture that the reader keeps is never handed out."""
         sessions = [a_session(1)]

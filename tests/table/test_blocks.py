@@ -121,6 +121,24 @@ def test_a_batch_that_ends_while_it_is_looked_through_is_looked_at_again() -> No
     assert loads < nth, "every place was tried"
 
 
+def test_a_row_that_has_gone_on_does_not_undo_its_batch() -> None:
+    """Its row notes the client's next request by then: that is no word against the batch."""
+    batch = a_commit()
+    table, end = batch.table, batch.table.image()
+    row = table.layout.rows_index  # of the one client
+    batch.to("row")
+    assert sessions_in(table.reader()) == batch.after, "what was seen before stays true"
+
+    def before(where: int) -> None:
+        if where == row:
+            table.buffer[:] = end
+            table.words.store(row, table.words.load(row) + (1 << at.LINE_BITS))
+
+    reader = watched(table, before)
+    assert sessions_in(reader) == batch.after
+    assert reader.retried == 1
+
+
 def test_a_damaged_record_is_named() -> None:
     """With nothing having changed it is no race but damage."""
     table = Table()
