@@ -27,7 +27,7 @@ from tests.hosts import bare_host, serve_in_fork
 from tests.processes import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from shmstore.store import SessionStore
     from tests.processes import Children
@@ -142,12 +142,18 @@ class TestFilters:
         ],
     )
     def test_that_are_none_are_refused_by_name(
-        self, name: str, value: object, error: type[Exception], store: SessionStore
+        self, name: str, value: object, error: type[Exception]
     ) -> None:
-        """Every call that takes filters names the bad one, and no other."""
+        """The bad one is named, and no other."""
+        with pytest.raises(error, match=f"^{name} is "):
+            Filters(**{name: value})  # type: ignore[arg-type]  # that is the point
+
+    def test_that_are_none_are_refused_by_every_call(self, store: SessionStore) -> None:
+        """In an empty store too: a mistake does not wait for a session to be noticed."""
         for call in (store.list_active, store.count_active, store.page):
-            with pytest.raises(error, match=f"^{name} is "):
-                call(**{name: value})  # type: ignore[arg-type]  # that is the point
+            for name, error in (("prefix", TypeError), ("older_than_s", ValueError)):
+                with pytest.raises(error, match=f"^{name} is "):
+                    call(**{name: -1})  # type: ignore[arg-type]  # that is the point
 
     def test_that_nobody_knows_are_refused(self, store: SessionStore) -> None:
         """A filter that was mistyped does not silently mean everybody."""
@@ -175,16 +181,20 @@ class TestFilters:
 
 
 def all_pages(
-    sessions: Callable[[], list[Session]], limit: int, filters: Filters
+    sessions: Callable[[], list[Session]],
+    limit: int,
+    filters: Filters,
+    times: Iterable[datetime] = itertools.repeat(NOW),
 ) -> list[list[Session]]:
-    """Return all pages, looking anew for each of them."""
+    """Return all pages, looking anew for each of them, at one of these times after the other."""
     found, after = [], None
-    while True:
-        page = page_of(sessions(), filters, limit=limit, after=after, store="t")
+    for now in times:
+        page = page_of(sessions(), filters, now, limit=limit, after=after, store="t")
         found.append(list(page.sessions))
         if page.cursor is None:
-            return found
+            break
         after = decode_cursor(page.cursor, "t")
+    return found
 
 
 class TestPages:
@@ -208,20 +218,11 @@ class TestPages:
         pages = all_pages(lambda: sessions, 2, Filters())
         assert [[session.created_version for session in page] for page in pages] == [[3, 2], [1]]
 
-    def test_count_ages_from_the_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_count_ages_from_the_first(self) -> None:
         """Who grows old between two pages is not missed by both."""
-
-        class Clock(datetime):
-            seconds = 0
-
-            @classmethod
-            def now(cls, tz: Any = None) -> Any:
-                cls.seconds += 10
-                return NOW.astimezone(tz) + timedelta(seconds=cls.seconds)
-
-        monkeypatch.setattr(queries, "datetime", Clock)
         sessions = [a_session(n) for n in range(1, 4)]
-        pages = all_pages(lambda: sessions, 1, Filters(newer_than_s=15))
+        times = (NOW + timedelta(seconds=seconds) for seconds in itertools.count(10, 10))
+        pages = all_pages(lambda: sessions, 1, Filters(newer_than_s=15), times)
         assert len(pages) == 3
         assert all(pages)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import msgspec
@@ -194,20 +194,27 @@ def check_page_limit(limit: object) -> int:
 
 
 def page_of(
-    sessions: Iterable[Session], filters: Filters, *, limit: int, after: Cursor | None, store: str
+    sessions: Iterable[Session],
+    filters: Filters,
+    now: datetime,
+    *,
+    limit: int,
+    after: Cursor | None,
+    store: str,
 ) -> Page:
     """Return the page that comes after a cursor; None: the first one.
 
     Args:
         sessions: All that are there.
         filters: Which of them are meant.
+        now: From when ages are counted, if this is the first page.
         limit: At most so many.
         after: The cursor of the page before.
         store: The store's name.
 
     """
-    now = datetime.now(UTC) if after is None else after.now
     if after is not None:
+        now = after.now
         sessions = [session for session in sessions if session.created_version < after.below]
     found = heapq.nlargest(limit + 1, filters.among(sessions, now), key=_created)
     if len(found) <= limit:

@@ -256,7 +256,8 @@ class SessionStore:
         """
         after = None if cursor is None else decode_cursor(cursor, self.name)
         which, limit = Filters(**filters), check_page_limit(limit)
-        return page_of(self._sessions(), which, limit=limit, after=after, store=self.name)
+        now = clock.wall()
+        return page_of(self._sessions(), which, now, limit=limit, after=after, store=self.name)
 
     def pages(self, *, limit: int = 100, **filters: Unpack[Narrowing]) -> Iterator[Page]:
         """Iterate over all pages; each is looked up when it is asked for. Args as `page`."""

@@ -145,8 +145,9 @@ def test_a_damaged_record_is_named() -> None:
     table.create("A")
     table.create("B")
     flip(table, table.ctl(1) & at.LINE_MASK, 9)
-    with pytest.raises(TableCorruptError, match="slot 1"):
-        list(table.reader().blocks())
+    for reader in (table.reader(), table.reader(fence=nothing)):
+        with pytest.raises(TableCorruptError, match="slot 1"):
+            list(reader.blocks())
 
 
 def test_a_damaged_batch_is_named() -> None:
