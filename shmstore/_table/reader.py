@@ -472,7 +472,9 @@ class TableReader:
             ReadContendedError: A write of this session met each of 64 attempts.
 
         """
-        for slot in range(self._slots_used()):
+        if self._fence is not None:
+            self._fence()
+        for slot in range(self._slots_used()):  # SYNC-mark
             block = self._block_now(slot)
             if block is not None:
                 yield block
