@@ -37,11 +37,20 @@ from shmstore.errors import (
     TableFormatError,
     VersionConflictError,
 )
-from shmstore.model import ChildSpec, FrozenDict, Owner, Session, StoreStats
+from shmstore.model import (
+    ChildSpec,
+    FrozenDict,
+    Owner,
+    OwnerInfo,
+    Page,
+    Restored,
+    Session,
+    StoreStats,
+)
 from shmstore.version import __version__
 
 if TYPE_CHECKING:
-    from shmstore.store import SessionStore, open
+    from shmstore.store import SessionStore, Snapshot, open
     from shmstore.supervisor import ChildInfo, Supervisor
 
 __all__ = [
@@ -54,9 +63,12 @@ __all__ = [
     "ManagerTimeoutError",
     "ManagerUnavailableError",
     "Owner",
+    "OwnerInfo",
     "OwnerNotAliveError",
+    "Page",
     "ProtocolError",
     "ReadContendedError",
+    "Restored",
     "Session",
     "SessionDecodeError",
     "SessionExistsError",
@@ -64,6 +76,7 @@ __all__ = [
     "SessionStore",
     "SessionTooLargeError",
     "ShmStoreError",
+    "Snapshot",
     "StoreAlreadyRunningError",
     "StoreClosedError",
     "StoreFullError",
@@ -81,6 +94,7 @@ __all__ = [
 _HOMES = {
     "ChildInfo": "shmstore.supervisor",
     "SessionStore": "shmstore.store",
+    "Snapshot": "shmstore.store",
     "Supervisor": "shmstore.supervisor",
     "open": "shmstore.store",
 }

@@ -173,6 +173,57 @@ class Owner(msgspec.Struct, frozen=True, array_like=True):
     inode: int
 
 
+class OwnerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that owns sessions, and how many. A pid that came back is another owner.
+
+    Attributes:
+        pid: Its process id.
+        name: Its name as the kernel has it, at most 15 bytes; None unless it certainly still runs.
+        started_at: When it started, to a hundredth of a second, by the wall clock of now.
+        alive: Whether it runs; None if that cannot be found out. Of a dead one the sessions are
+            about to go.
+        sessions: How many it owns.
+        bytes: What their records take in the table, in whole lines of 64 bytes.
+
+    """
+
+    pid: int
+    name: str | None
+    started_at: datetime
+    alive: bool | None
+    sessions: int
+    bytes: int
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Some of a store's sessions, and where the next ones begin.
+
+    Attributes:
+        sessions: The sessions, the one that was created last first.
+        cursor: What to give for the next page; None when there is no more. A str of letters and
+            digits, of no meaning elsewhere.
+
+    """
+
+    sessions: tuple[Session, ...]
+    cursor: str | None
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """What became of the sessions of a file.
+
+    Attributes:
+        created: How many were created.
+        existing: Codes that were taken; what had them was left alone.
+        unowned: Codes of sessions whose owner does not run any more; they were not created.
+
+    """
+
+    created: int
+    existing: tuple[str, ...] = ()
+    unowned: tuple[str, ...] = ()
+
+
 class ChildSpec(msgspec.Struct, frozen=True):
     """How a supervisor starts, restarts and ends one child: OTP's words and meaning.
 

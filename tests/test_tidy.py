@@ -31,6 +31,7 @@ TOP_LEVEL: Final = {"pyproject.toml", "README.md", "LICENSE"} | {
 LONG_MODULES: Final = {
     "_table/reader.py": "one probe and one copy, whose parts a reader must see side by side",
     "_table/writer.py": "the write order and all that it is made of, in one place",
+    "model.py": "one public struct after the other: more docstring than code",
     "operations.py": "one short function for each operation",
     "proxy.py": "half of it are the docstrings of the operations",
     "_table/record.py": "three kinds of block side by side, as its head draws them",

@@ -13,7 +13,7 @@ from shmstore._table import layout as at
 from shmstore._table.layout import Layout
 from shmstore.errors import ReadContendedError, StoreNotRunningError
 from shmstore.proxy import SessionTableProxy
-from shmstore.store import verifying
+from shmstore.store import picture, verifying
 from shmstore.wire.messages import Unpinned
 from tests.hosts import serve_in_fork
 from tests.processes import header_of
@@ -106,7 +106,7 @@ class TestLive:
         monkeypatch.setattr(SessionTableProxy, "unpin", unpin)
         assert verifying.verify(files).violations == []
         assert next(answers, None) is None, "the second one was taken"
-        answers = iter([False] * verifying._ATTEMPTS_MAX)
+        answers = iter([False] * picture.ATTEMPTS_MAX)
         with pytest.raises(ReadContendedError, match="broken"):
             verifying.verify(files)
 

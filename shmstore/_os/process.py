@@ -76,6 +76,18 @@ def start_ticks(pid: int) -> int | None:
     return None if fields is None else int(fields[_START_FIELD])
 
 
+def name_of(owner: Owner) -> str | None:
+    """Return the name of an owner's process, as the kernel has it; None unless it is alive.
+
+    Alive after its pid had this name, it had the pid, and so the name, all the while.
+    """
+    try:
+        name = (_PROC / str(owner.pid) / "comm").read_bytes().removesuffix(b"\n")
+    except OSError:
+        return None
+    return name.decode(errors="replace") if life_of(owner) is Life.ALIVE else None
+
+
 def effective_uid(pid: int) -> int | None:
     """Return a process's effective user, None when there is no such process (a thread is none).
 

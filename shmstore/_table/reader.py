@@ -295,13 +295,9 @@ class TableReader:
 
         """
         where = self._ctl_index + slot
-        batch = self._batch_of(word)
-        item = next((item for item in batch.items if item.slot == slot), None) if batch else None
-        if batch is None or item is None or batch.row >= self.layout.rows_max:
-            return self._unless_changed(slot, where, word)
-        if word not in judged:  # `_under` had its fences since the control words were loaded
-            judged[word] = self.view[self.layout.rows_index + batch.row] == word  # SYNC-batch
-        counts = item.after if judged[word] else item.before
+        counts = self._counting(slot, word, judged)
+        if counts is None:
+            return _CHANGED
         session = None
         if counts & LINE_MASK:
             raw = self._whole(counts & LINE_MASK)
@@ -311,6 +307,20 @@ class TableReader:
         if self._fence is not None:
             self._fence()
         return session if self.view[where] == word else _CHANGED
+
+    def _counting(self, slot: int, word: int, judged: dict[int, bool]) -> int | None:
+        """Return the control word that counts in a slot of a batch; None when it changed since.
+
+        It holds if the batch's word still stands after whatever it names has been read.
+        """
+        batch = self._batch_of(word)
+        item = next((item for item in batch.items if item.slot == slot), None) if batch else None
+        if batch is None or item is None or batch.row >= self.layout.rows_max:
+            self._unless_changed(slot, self._ctl_index + slot, word)
+            return None
+        if word not in judged:  # the callers had their fences since the control words were loaded
+            judged[word] = self.view[self.layout.rows_index + batch.row] == word  # SYNC-batch
+        return item.after if judged[word] else item.before
 
     def _unless_changed(self, slot: int, where: int, word: int) -> object:
         """Say that the slot's word changed; if it did not, what it names is damaged."""
@@ -323,11 +333,14 @@ class TableReader:
 
     def _batch_of(self, word: int) -> Block | None:
         """Return the batch that a control word names; None if it has been overwritten since."""
+        block = self._block_of(word)
+        return block if block is not None and block.kind == record.KIND_BATCH else None
+
+    def _block_of(self, word: int) -> Block | None:
+        """Return the whole block that a control word names; None if it is not there any more."""
         raw = self._whole(word & LINE_MASK)
-        if raw is None or raw[2 * _WORD_BYTES] != record.KIND_BATCH:
-            return None
-        batch = record.decode_batch(raw)
-        return batch if batch.lsn == word >> LINE_BITS else None
+        block = None if raw is None else record.decode_head(raw)
+        return block if block is not None and block.lsn == word >> LINE_BITS else None
 
     def _whole(self, line: int) -> bytes | None:
         """Copy a block whose checksum holds; None if there is none in this line."""
@@ -449,6 +462,58 @@ class TableReader:
                 known[slot * _WORD_BYTES : (slot + 1) * _WORD_BYTES] = _NO_WORD
             ctls = bytes(known)
         return Picture(ctls, by_slot, [], frozenset(pending))
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield each session's record, whole and verified, as it was at some instant of the call.
+
+        Raises:
+            TableEndedError: The table has ended.
+            TableCorruptError: A record is not the one that its control word names.
+            ReadContendedError: A write of this session met each of 64 attempts.
+
+        """
+        if self._fence is not None:
+            self._fence()
+        for slot in range(self._slots_used()):  # SYNC-mark
+            block = self._block_now(slot)
+            if block is not None:
+                yield block
+        self._refuse_ended()
+
+    def _block_now(self, slot: int) -> Block | None:
+        """Return a slot's record of one instant; None when it is free."""
+        where = self._ctl_index + slot
+        for _ in _ATTEMPTS:
+            word = self.view[where]  # SYNC-publish
+            if not word & LINE_MASK:
+                return None
+            if self._fence is not None:
+                self._fence()
+            block = self._named_by(slot, word)
+            if block is not _CHANGED:
+                return block  # type: ignore[return-value]  # else a block or None
+            self.retried += 1
+        raise _contended(f"the session in slot {slot}")
+
+    def _named_by(self, slot: int, word: int) -> object:
+        """Return the record that a control word stands for: a block, None, or _CHANGED.
+
+        A whole block of the word's number is the one that it names, whatever came since.
+        """
+        where = self._ctl_index + slot
+        block = self._block_of(word)
+        if block is not None and block.kind == record.KIND_BATCH:
+            counts = self._counting(slot, word, {})
+            block = self._block_of(counts) if counts and counts & LINE_MASK else None
+            if self._fence is not None:
+                self._fence()
+            if counts is None or self.view[where] != word:
+                return _CHANGED
+            if not counts & LINE_MASK:
+                return None
+        if block is not None and (block.kind, block.slot) == (record.KIND_SESSION, slot):
+            return block
+        return self._unless_changed(slot, where, word)
 
     def _same_as_cached(self, session: Session) -> Session:
         """Return the object that get has for this state of the session, if it has one."""

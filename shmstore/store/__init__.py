@@ -2,5 +2,6 @@
 
 from shmstore.store.opening import open
 from shmstore.store.session_store import SessionStore
+from shmstore.store.snapshot import Snapshot
 
-__all__ = ["SessionStore", "open"]
+__all__ = ["SessionStore", "Snapshot", "open"]

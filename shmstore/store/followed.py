@@ -163,6 +163,16 @@ class FollowedTable:
         launch = Launch(settings.name, settings.directory, settings.options)
         return starter.start(launch, deadline_s)
 
+    def require_open(self) -> None:
+        """Refuse what begins after `close`, and reads nothing of this table itself.
+
+        Raises:
+            StoreClosedError: This is closed.
+
+        """
+        if self.reader is _CLOSED:
+            raise _closed()
+
     def close(self) -> None:
         """Let go; every later read raises StoreClosedError."""
         self.reader = _CLOSED
@@ -196,8 +206,12 @@ class _NoReader:
     """Stands where a reader is to be, or was."""
 
     def __getattr__(self, name: str) -> NoReturn:
-        msg = "this handle of the store is closed: open another with shmstore.open"
-        raise StoreClosedError(msg)
+        raise _closed()
+
+
+def _closed() -> StoreClosedError:
+    msg = "this handle of the store is closed: open another with shmstore.open"
+    return StoreClosedError(msg)
 
 
 _NONE_YET: Final = cast("TableReader", _NoReader())

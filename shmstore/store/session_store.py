@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from msgspec import UNSET, UnsetType
 
@@ -29,18 +29,30 @@ from shmstore.errors import (
     ShmStoreError,
     StoreAlreadyRunningError,
 )
-from shmstore.model import ChildSpec, Session, StoreStats
+from shmstore.model import ChildSpec, OwnerInfo, Page, Restored, Session, StoreStats
 from shmstore.proxy import SessionTableProxy
 from shmstore.store.combined import Combined
 from shmstore.store.followed import FollowedTable
+from shmstore.store.owners import owners_of
+from shmstore.store.queries import (
+    Filters,
+    Narrowing,
+    check_page_limit,
+    decode_cursor,
+    page_of,
+)
 from shmstore.store.requests import Requests
+from shmstore.store.restoring import restore
 from shmstore.store.settings import check_timeout, settings_of
+from shmstore.store.snapshot import Snapshot, take
 from shmstore.wire.launch import Launch
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
+    from shmstore.store.restoring import Readable
     from shmstore.store.settings import Settings
 
 _T = TypeVar("_T")
@@ -125,17 +137,24 @@ class SessionStore(Combined):
         """Return how many sessions there are."""
         return self.count_active()
 
-    def count_active(self) -> int:
+    def count_active(self, **filters: Unpack[Narrowing]) -> int:
         """Return how many sessions there are, by one look at the table's header.
 
         The count follows each write before its answer. Beside writes that are under way it may be
         a few microseconds behind what `get` finds.
 
+        Args:
+            **filters: Those of `list_active`; then it is how many that would return, at its price.
+
         Raises:
             StoreNotRunningError: The store was stopped.
             StoreClosedError: This handle is closed.
+            TypeError: A filter is of the wrong type.
+            ValueError: A filter is out of range.
 
         """
+        if filters:
+            return len(self.list_active(**filters))
         count = self._table.reader.view[H_COUNT]
         if 0 < count < NEVER:
             return count
@@ -147,6 +166,10 @@ class SessionStore(Combined):
         owner_pid: int | UnsetType | None = UNSET,
         status: str | UnsetType = UNSET,
         direction: str | UnsetType | None = UNSET,
+        prefix: str | None = None,
+        older_than_s: float | None = None,
+        newer_than_s: float | None = None,
+        where: Callable[[Session], object] | None = None,
         limit: int | None = None,
     ) -> list[Session]:
         """Return the sessions, newest `created_at` first.
@@ -158,6 +181,13 @@ class SessionStore(Combined):
             owner_pid: Only sessions of this owner; None: of nobody.
             status: Only sessions of this status.
             direction: Only sessions of this direction; None: of none.
+            prefix: Only sessions whose code begins with it.
+            older_than_s: Only sessions whose `created_at` was so many seconds ago, or earlier, by
+                the wall clock of this call.
+            newer_than_s: Only sessions whose `created_at` was less than so many seconds ago. With
+                the same number, every session is either older or newer.
+            where: Only sessions for which this function returns something true. It is asked last,
+                of what all else leaves.
             limit: At most so many.
 
         A manager that died together with its supervisor leaves sessions of dead owners behind;
@@ -173,21 +203,145 @@ class SessionStore(Combined):
             StoreNotRunningError: The store was stopped.
             StoreClosedError: This handle is closed.
             TableCorruptError: A record is damaged.
-            ValueError: The limit is negative or no whole number.
+            TypeError: A filter is of the wrong type.
+            ValueError: A filter is out of range, or the limit negative or no whole number.
 
         """
         if limit is not None and (type(limit) is not int or limit < 0):
             msg = f"limit is a whole number from 0, or None, not {limit!r}"
             raise ValueError(msg)
-        found = self._sessions()
-        for name, wanted in (
-            ("owner_pid", owner_pid),
-            ("status", status),
-            ("direction", direction),
-        ):
-            if wanted is not UNSET:
-                found = [session for session in found if getattr(session, name) == wanted]
-        return found[:limit]
+        filters = Filters(
+            owner_pid=owner_pid,
+            status=status,
+            direction=direction,
+            prefix=prefix,
+            older_than_s=older_than_s,
+            newer_than_s=newer_than_s,
+            where=where,
+        )
+        return filters.among(self._sessions(), clock.wall())[:limit]
+
+    def page(
+        self, *, limit: int = 100, cursor: str | None = None, **filters: Unpack[Narrowing]
+    ) -> Page:
+        """Return some of the sessions, the one that was created last first, and a cursor.
+
+        Whoever is there from the first page to the last is on exactly one of them, whatever is
+        created, updated and deleted meanwhile. What is created after the first page is on none.
+
+        Args:
+            limit: At most so many, from 1.
+            cursor: That of the page before; None for the first page. Any handle of the store takes
+                it, in any process, for as long as the store has its name.
+            **filters: Those of `list_active`. Ages are counted from the first page on.
+
+        Raises:
+            StoreNotRunningError: The store was stopped.
+            StoreClosedError: This handle is closed.
+            TableCorruptError: A record is damaged.
+            TypeError: A filter, the limit or the cursor is of the wrong type.
+            ValueError: One of them is out of range, or the cursor is none of this store's.
+
+            >>> for number in range(3):
+            ...     _ = store.create(code=f"page-{number}")
+            >>> page = store.page(limit=2)
+            >>> [session.code for session in page.sessions]
+            ['page-2', 'page-1']
+            >>> [session.code for session in store.page(limit=2, cursor=page.cursor).sessions]
+            ['page-0']
+
+        """
+        after = None if cursor is None else decode_cursor(cursor, self.name)
+        which, limit = Filters(**filters), check_page_limit(limit)
+        now = clock.wall()
+        return page_of(self._sessions(), which, now, limit=limit, after=after, store=self.name)
+
+    def pages(self, *, limit: int = 100, **filters: Unpack[Narrowing]) -> Iterator[Page]:
+        """Iterate over all pages; each is looked up when it is asked for. Args as `page`."""
+        page = self.page(limit=limit, **filters)
+        yield page
+        while page.cursor is not None:
+            page = self.page(limit=limit, cursor=page.cursor, **filters)
+            yield page
+
+    def owners(self) -> list[OwnerInfo]:
+        """Return the processes that own sessions, whoever has most of them first.
+
+        Each session counts as it was at some instant of the call. Every record is read once; the
+        manager is not asked. Sessions of nobody count for nobody.
+
+            >>> _ = store.create(code="mine")
+            >>> [(owner.alive, owner.sessions, owner.bytes) for owner in store.owners()]
+            [(True, 1, 192)]
+
+        Raises:
+            StoreNotRunningError: The store was stopped.
+            StoreClosedError: This handle is closed.
+            TableCorruptError: A record is damaged.
+
+        """
+        nothing: list[OwnerInfo] = []
+        return self._table.read(lambda reader: owners_of(reader.blocks()), nothing)
+
+    def snapshot(self) -> Snapshot:
+        """Return all sessions as of exactly one instant, however much is written meanwhile.
+
+        The manager keeps what stands in the table until it has been copied, and goes on serving.
+        Where no manager runs, one is started if this handle may start one, as by a write: sessions
+        of owners that died without one are not in the snapshot.
+
+            >>> _ = store.create(code="A7X9K2M4")
+            >>> snapshot = store.snapshot()
+            >>> store.delete("A7X9K2M4"), snapshot["A7X9K2M4"].status, len(snapshot)
+            (True, 'pending', 1)
+
+        Raises:
+            StoreNotRunningError: No manager runs, and this handle may not start one; or the store
+                was stopped.
+            StoreClosedError: This handle is closed.
+            StoreFullError: There is no room beside the table for what is not a record.
+            ReadContendedError: At each of 5 attempts the table was too full to keep it, or the
+                manager was replaced.
+            ManagerTimeoutError: The manager does not answer.
+            TableCorruptError: A record is damaged.
+            SessionDecodeError: A later version of this package wrote one.
+
+        """
+        table = self._table
+        table.require_open()
+        return take(self._settings, table.start_anew if self._settings.start else None)
+
+    def restore(
+        self,
+        source: str | os.PathLike[str] | Readable,
+        *,
+        owner_pid: int | UnsetType | None = UNSET,
+    ) -> Restored:
+        """Create the sessions that `Snapshot.write` has written, and say what became of them.
+
+        All fields are kept, `created_at` and `connected_at` too; versions are new. A code that is
+        taken is left alone. The whole file is checked before anything is created. Then each session
+        is one create: others see them come one by one, and an error in between leaves those that
+        were created; the file can be restored again.
+
+        Args:
+            source: The path of the file, or a file that is open for text.
+            owner_pid: Who shall own them all; None: nobody. Not given: each goes to the same owner,
+                if it is certain that this very process still runs. A session whose owner does not
+                is not restored: it would have gone with its owner.
+
+        Raises:
+            ValueError: A line is none of a snapshot; with its number, and the reason.
+            SessionTooLargeError: A session has more than this store's max_session_bytes, likewise.
+            OwnerNotAliveError: The process `owner_pid` does not run.
+            AccessDeniedError: It is another user's.
+            StoreFullError: There is no room for more.
+            OSError: The file cannot be read.
+
+        """
+        self._table.require_open()
+        options = header.options_of(self._table.reader.view)
+        return restore(self, source, owner_pid, options.max_session_bytes)
 
     def stats(self) -> StoreStats:
         """Return the store's figures, from the table's header: the manager is not asked.

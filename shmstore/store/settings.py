@@ -222,6 +222,7 @@ def _read_seconds(text: str) -> float | None:
 
 
 check_timeout: Final = _seconds(least=config.TIMEOUT_S_MIN)
+check_age: Final = _seconds(least=0.0)
 
 _HANDLE: Final[dict[str, Callable[[object, str], Any]]] = {
     "owned": _setting(_read_truth, _truth),

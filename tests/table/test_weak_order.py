@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from shmstore import config
+from shmstore._table import record
 from tests.table import stories
 from tests.table.interleavings import (
+    Question,
     Story,
     UntrueError,
     Way,
@@ -27,9 +29,21 @@ from tests.table.test_interleavings import HALVES, WHOLE, Case, both_orders
 from tests.table.weak import READERS, WRITERS, WeakEyes, blind, without
 
 if TYPE_CHECKING:
+    from shmstore._table.reader import TableReader
+    from shmstore.model import Session
     from tests.table.interleavings import Distort, Eyes
 
+
+def _records(reader: TableReader, _: object) -> list[Session]:
+    return [record.decode_payload(block.payload) for block in reader.blocks()]
+
+
+records: Final = Question("records", _records, each.holds)
+"""Ask for whole records, each as of some instant."""
+
 CASES: Final = [
+    Case(stories.one_life, records, WHOLE, 210),
+    Case(stories.changing_hands, records, WHOLE, 1_280),
     Case(stories.one_life, lookup("A"), HALVES, 2_840),
     Case(stories.one_life, newest_first, WHOLE, 1_660),
     Case(stories.noted_life, lookup("A"), HALVES, 760),
@@ -150,6 +164,9 @@ READERS_FENCES: Final = {
     "reader._unless_changed-1": Case(stories.batch_and_bystander, lookup("B"), WHOLE, 1),
     "reader.count-1": Case(stories.emptied, counted, WHOLE, 1),
     "reader.newest_first-1": Case(stories.taking_turns, newest_first, WHOLE, 1),
+    "reader.blocks-1": Case(stories.one_life, records, WHOLE, 1),
+    "reader._block_now-1": Case(stories.one_life, records, WHOLE, 1),
+    "reader._named_by-1": Case(stories.changing_hands, records, WHOLE, 1),
     "reader._refuse_ended-1": Case(stories.idle_end, counted, WHOLE, 1),
 }
 
