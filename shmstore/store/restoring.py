@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -133,35 +133,35 @@ def _require_fits(wanted: _Wanted, max_session_bytes: int) -> None:
 
 
 def _create_all(store: SessionStore, wanted: list[_Wanted], unowned: list[str]) -> Restored:
-    """Create one session after the other.
-
-    An error in between leaves those that were created, and says how many. What several creates as
-    one write would change is this loop, and nothing else.
-    """
+    """Create them in as few round trips as may be. An error leaves those that were created."""
     created = 0
     existing: list[str] = []
-    for each in wanted:
-        try:
-            session = _create(store, each)
-            is_owned = each.owner is None or _kept(store, session, each.owner)
-        except SessionExistsError:
-            existing.append(each.saved.code)
-        except OwnerNotAliveError:
-            if each.owner is None:
-                raise
-            unowned.append(each.saved.code)
-        except ShmStoreError as error:
-            error.add_note(f"{created} of {len(wanted)} sessions had been restored until then")
-            raise
-        else:
+    for each, outcome in zip(wanted, _outcomes(store, wanted), strict=True):
+        code = each.saved.code
+        if isinstance(outcome, SessionExistsError):
+            existing.append(code)
+        elif isinstance(outcome, Session):
+            is_owned = each.owner is None or _kept(store, outcome, each.owner)
             created += is_owned
-            unowned += [] if is_owned else [each.saved.code]
+            unowned += [] if is_owned else [code]
+        elif isinstance(outcome, OwnerNotAliveError) and each.owner is not None:
+            unowned.append(code)
+        else:
+            assert isinstance(outcome, Exception), "a create has a session or an error"
+            outcome.add_note(f"{created} of {len(wanted)} sessions had been restored until then")
+            raise outcome
     return Restored(created, tuple(existing), tuple(unowned))
 
 
-def _create(store: SessionStore, wanted: _Wanted) -> Session:
-    mapping: dict[str, Any] = {**wanted.saved.fields, "owner_pid": wanted.pid}
-    return store.create(mapping, data=wanted.saved.data)
+def _outcomes(store: SessionStore, wanted: list[_Wanted]) -> list[object]:
+    """Return what came of each: a session, or an error."""
+    mappings = [{**each.saved.data, **each.saved.fields, "owner_pid": each.pid} for each in wanted]
+    try:
+        return list(store.create_many(mappings))
+    except ShmStoreError as error:
+        if error.outcomes is None:  # not one of the sessions: the store itself
+            raise
+        return error.outcomes
 
 
 def _kept(store: SessionStore, session: Session, owner: Owner) -> bool:
