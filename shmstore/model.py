@@ -56,8 +56,8 @@ class Session(msgspec.Struct, frozen=True, array_like=True, eq=False):
 
     Attributes:
         code: The session's key, 1 to 255 bytes of UTF-8.
-        direction: "send", "receive" or None.
-        status: "pending", "connected", "completed" or "failed".
+        direction: "send", "receive", one that the store declares, or None.
+        status: "pending", "connected", "completed", "failed", or one that the store declares.
         owner_pid: The process whose exit deletes the session, or None.
         created_at: When it was created, an aware datetime in UTC.
         connected_at: When it was connected, likewise, or None.
@@ -190,6 +190,10 @@ class StoreOptions(msgspec.Struct, frozen=True, kw_only=True):
         unowned_max_age_s: How long a session without owner lives after its last write; None: ever.
         idle_timeout_s: How long a manager without connection and session stays; 0: ever.
         sweep_interval_s: How often the manager looks at every owner and every age.
+        statuses: What a session's status may be beside the built-in four: sorted, each once.
+        directions: Likewise of its direction, beside the built-in two and None.
+        code_length: Characters of a code that is made up.
+        alphabet: The characters it is made of.
 
     """
 
@@ -198,6 +202,10 @@ class StoreOptions(msgspec.Struct, frozen=True, kw_only=True):
     unowned_max_age_s: float | None = config.UNOWNED_MAX_AGE_S
     idle_timeout_s: float = config.IDLE_TIMEOUT_S
     sweep_interval_s: float = config.SWEEP_INTERVAL_S
+    statuses: tuple[str, ...] = ()
+    directions: tuple[str, ...] = ()
+    code_length: int = config.CODE_LENGTH
+    alphabet: str = config.CODE_ALPHABET
 
 
 class StoreStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from shmstore._os.paths import StorePaths
     from shmstore._table.reader import Cache
+    from shmstore.model import StoreOptions
     from shmstore.proxy import SessionTableProxy
     from shmstore.store.settings import Settings
 
@@ -61,6 +62,7 @@ class FollowedTable:
         self.reader = _NONE_YET
         self._settings = settings
         self._paths = settings.paths
+        self._options = settings.options
         self._euid = os.geteuid()
         self._looked_ns = 0  # when the heartbeat was last found to be old
 
@@ -95,7 +97,7 @@ class FollowedTable:
             time.sleep(starter.pause_s(attempt, deadline_s))
         else:
             raise self.ended("ends as often as it is opened, or its table was removed")
-        settings.require_same(header.options_of(self.reader.view))
+        settings.require_same(self.options)
 
     def get_cold(self, code: str, default: object = None) -> Any:  # see get's overloads
         """Return what the cache does not have, or has no more."""
@@ -107,6 +109,16 @@ class FollowedTable:
             check_code(code)  # no str, most likely
             raise
         return default if session is None else session
+
+    @property
+    def options(self) -> StoreOptions:
+        """The options of the store that runs; if none does, of the one that a write would start.
+
+        A table that has ended may have been followed by one of other options.
+        """
+        if self.reader.view[at.H_STATE] != at.STATE_READY and not self._move_on(0):
+            return self._settings.options
+        return self._options
 
     def read(self, read: Callable[[TableReader], _R], empty: _R) -> _R:
         """Read from the table that has the store's name now; `empty` when it ended idle.
@@ -187,6 +199,7 @@ class FollowedTable:
             raise ManagerUnavailableError(f"{msg}; close what is not needed") from error
         if reader is None or reader.view[at.H_BASE] < base:
             return False
+        self._options = header.options_of(reader.view)
         self.cache.clear()
         self.reader = reader
         return True

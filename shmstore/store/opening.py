@@ -11,6 +11,7 @@ from shmstore.store.settings import settings_of
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
 
 def open(  # noqa: A001  # used as shmstore.open
@@ -26,6 +27,11 @@ def open(  # noqa: A001  # used as shmstore.open
     unowned_max_age_s: float | UnsetType | None = UNSET,
     idle_timeout_s: float | UnsetType = UNSET,
     sweep_interval_s: float | UnsetType = UNSET,
+    statuses: tuple[str, ...] | UnsetType = UNSET,
+    directions: tuple[str, ...] | UnsetType = UNSET,
+    code_length: int | UnsetType = UNSET,
+    alphabet: str | UnsetType = UNSET,
+    code_factory: Callable[[], str] | None = None,
 ) -> SessionStore:
     """Attach to the store of this name, and start its manager when none runs.
 
@@ -47,6 +53,14 @@ def open(  # noqa: A001  # used as shmstore.open
         idle_timeout_s: Of the store: how long the manager stays without connection and session;
             60; 0 for ever.
         sweep_interval_s: Of the store: how often every owner and age is looked at; 60.
+        statuses: Of the store: names that a status may have beside the built-in four, each of 1 to
+            32 of a-z 0-9 _ -; none.
+        directions: Of the store: likewise of a direction, beside "send" and "receive"; none.
+        code_length: Of the store: characters of a made-up code; 8. A code has at most 255 bytes.
+        alphabet: Of the store: the characters it is made of, at least 2; 32 that cannot be
+            confused. A code has code_length * log2(len(alphabet)) bits: 40.
+        code_factory: Makes the codes of this handle instead: a callable that returns a str. To
+            pickle the handle, it must be a function of a module.
 
     Raises:
         StoreNotRunningError: None runs, and start is False.
@@ -69,5 +83,10 @@ def open(  # noqa: A001  # used as shmstore.open
         unowned_max_age_s=unowned_max_age_s,
         idle_timeout_s=idle_timeout_s,
         sweep_interval_s=sweep_interval_s,
+        statuses=statuses,
+        directions=directions,
+        code_length=code_length,
+        alphabet=alphabet,
+        code_factory=code_factory,
     )
     return SessionStore(settings)

@@ -34,6 +34,7 @@ from shmstore.errors import (
 )
 from shmstore.model import ChildSpec, Session, StoreStats
 from shmstore.proxy import SessionTableProxy
+from shmstore.store import codes
 from shmstore.store.followed import FollowedTable
 from shmstore.store.settings import check_timeout, settings_of
 from shmstore.wire import fields as wire_fields
@@ -244,7 +245,8 @@ class SessionStore:
                 handle was opened with owned=False); `owner_pid=None`: to nobody.
 
         Raises:
-            SessionExistsError: The code is taken by a session whose owner is not dead.
+            SessionExistsError: The code is taken by a session whose owner is not dead; or 64 codes
+                made up in a row were taken.
             OwnerNotAliveError: The process `owner_pid` does not run.
             AccessDeniedError: It is another user's.
             SessionTooLargeError: It has more than max_session_bytes.
@@ -261,12 +263,14 @@ class SessionStore:
         )
         if given.code is not UNSET:
             return create()
-        for _ in range(config.CODE_ATTEMPTS_MAX - 1):
-            given.code = _made_up_code()
-            with contextlib.suppress(SessionExistsError):
+        options, factory = self._table.options, self._settings.code_factory
+        for _ in range(config.CODE_ATTEMPTS_MAX):
+            given.code = codes.made_up(options, factory)
+            try:
                 return create()
-        given.code = _made_up_code()
-        return create()
+            except SessionExistsError as error:
+                taken = error
+        raise codes.all_taken(options, factory, taken, self.count_active()) from taken
 
     def update(
         self,
@@ -553,17 +557,11 @@ class SessionStore:
             misplaced = ", ".join(sorted(_RESERVED.intersection(keywords)))
             msg = f"{misplaced} cannot be given here; a key of that name goes in the mapping"
             raise TypeError(msg)
-        return wire_fields.gather(mapping, keywords, data)
+        names = wire_fields.Names.of(self._table.options)
+        return wire_fields.gather(mapping, keywords, data, names)
 
 
 _RESERVED: Final = frozenset({"if_version", "if_created", "expect", "ttl_s", "timeout_s", "data"})
-
-
-def _made_up_code() -> str:
-    """Return a random code; 40 bits from the system's source."""
-    import secrets  # its imports are 10 ms that a reader need not pay
-
-    return "".join(secrets.choice(config.CODE_ALPHABET) for _ in range(config.CODE_LENGTH))
 
 
 def _refuse_unbuilt(expect: object, ttl_s: object) -> None:
