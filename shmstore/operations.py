@@ -28,7 +28,7 @@ from shmstore.errors import (
     VersionConflictError,
 )
 from shmstore.model import Owner
-from shmstore.wire.fields import NAMES, Fields
+from shmstore.wire.fields import BUILT_IN, NAMES, Fields, Names, check_names
 from shmstore.wire.messages import Create, Delete, Done, Gone, Put, Replace, Update
 from shmstore.wire.values import check_code, check_value
 
@@ -66,6 +66,7 @@ class Context(msgspec.Struct, frozen=True):
         wall: The wall clock, which only a new session needs.
         max_session_bytes: The store's limit.
         is_dead: Whether an owner is dead now; asked of others than the caller.
+        names: The store's statuses and directions.
 
     """
 
@@ -76,6 +77,7 @@ class Context(msgspec.Struct, frozen=True):
     wall: Callable[[], datetime]
     max_session_bytes: int
     is_dead: Callable[[Owner], bool] = _nobody
+    names: Names = BUILT_IN
 
 
 class Stored(msgspec.Struct, array_like=True):
@@ -180,7 +182,7 @@ def _update(table: TableWriter, request: Update, context: Context) -> Done:
     _refuse_other_code(fields, request.code)
     block = _present(table, request)
     _refuse_stale(block.owner, context)
-    _check_values(fields)
+    _check_values(fields, context)
     stored = _decode_stored(block.payload)
     if fields.direction is not UNSET:
         stored.direction = fields.direction
@@ -206,7 +208,7 @@ def _replace(table: TableWriter, request: Replace | Put, context: Context) -> Do
     _refuse_other_code(fields, request.code)
     block = _present(table, request)
     _refuse_stale(block.owner, context)
-    _check_values(fields)
+    _check_values(fields, context)
     before = _decode_stored(block.payload)
     created_at = fields.created_at or before.created_at
     stored = _fresh(request.code, fields, created_at, before.created_version)
@@ -248,8 +250,9 @@ def _refuse_stale(owner: Owner | None, context: Context) -> None:
         raise StaleOwnerError(owner)
 
 
-def _check_values(fields: Fields) -> None:
+def _check_values(fields: Fields, context: Context) -> None:
     """Refuse what readers could not take, whatever the client checked: others have to read it."""
+    check_names(fields, context.names)
     if fields.created_at is not UNSET:
         check_value(fields.created_at, "created_at")
     if fields.connected_at is not UNSET:
@@ -294,7 +297,7 @@ def _make(table: TableWriter, code: str, request: Create | Put, context: Context
     """Create a session where there is none."""
     fields = request.fields
     _refuse_other_code(fields, code)
-    _check_values(fields)
+    _check_values(fields, context)
     if context.given is UNSET:
         owner = None if request.unowned else context.caller
     else:

@@ -28,6 +28,7 @@ from shmstore.model import Owner
 from shmstore.operations import Context, StaleOwnerError
 from shmstore.server.pins import Pins
 from shmstore.wire import messages
+from shmstore.wire.fields import Names
 from shmstore.wire.messages import Create, Delete, Put, Update
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Host:
         self.watcher = watcher
         self._table = file.writer
         self.options = header.options_of(file.words.view)
+        self._names = Names.of(self.options)
         self._warned = False
         self.pins = Pins(file.paths, file)
 
@@ -94,7 +96,10 @@ class Host:
         """
         given = self._given(request, caller)
         limit = self.options.max_session_bytes
-        context = Context(client, caller, given, clock.boot_ns(), clock.wall, limit, self._is_dead)
+        now_ns = clock.boot_ns()
+        context = Context(
+            client, caller, given, now_ns, clock.wall, limit, self._is_dead, self._names
+        )
         try:
             answer = operations.apply(self._table, request, context)
         except StaleOwnerError as stale:
