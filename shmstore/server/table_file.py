@@ -162,6 +162,7 @@ class TableFile:
         quarantine = Quarantine(self.paths.directory / f"{self.paths.name}.quarantine")
         words.store(at.H_EPOCH, words.load(at.H_EPOCH) + 1)
         try:
+            header.options_of(words.view)
             with memory.nothing_collected():
                 derived = recovery.recover(
                     words,
