@@ -782,7 +782,7 @@ class TestOpen:
             with pytest.raises(ValueError, match="no store name"):
                 shmstore.open(name)
         with pytest.raises(TypeError, match="a str, not int"):
-            shmstore.open(5)  # type: ignore[arg-type]  # that is the point
+            shmstore.open(5)  # type: ignore[call-overload]  # that is the point
         assert list(store_dir.iterdir()) == []
 
     def test_stores_are_separate(self) -> None:
@@ -1235,7 +1235,7 @@ class TestLink:
         with pytest.raises(TypeError, match="colour"):
             shmstore.SessionStore.start_link("t", colour="red")
         with pytest.raises(TypeError, match="colour"):
-            shmstore.open("t", colour="red")  # type: ignore[call-arg]  # that is the point
+            shmstore.open("t", colour="red")  # type: ignore[call-overload]  # that is the point
         assert list(store_dir.iterdir()) == []
 
 

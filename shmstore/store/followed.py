@@ -17,6 +17,7 @@ from shmstore._table import header
 from shmstore._table import layout as at
 from shmstore._table.layout import Layout
 from shmstore._table.reader import TableEndedError, TableReader
+from shmstore._table.record import decode_payload
 from shmstore.errors import (
     ManagerTimeoutError,
     ManagerUnavailableError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from shmstore._os.paths import StorePaths
     from shmstore._table.reader import Cache
+    from shmstore._table.record import Decode
     from shmstore.model import StoreOptions
     from shmstore.proxy import SessionTableProxy
     from shmstore.store.settings import Settings
@@ -50,6 +52,7 @@ class FollowedTable:
 
     Args:
         settings: What the handle was opened with.
+        decode: What makes a session of a payload.
 
     Attributes:
         cache: Decoded sessions by code.
@@ -57,12 +60,13 @@ class FollowedTable:
 
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, decode: Decode = decode_payload) -> None:
         self.cache: Cache = {}
         self.reader = _NONE_YET
         self._settings = settings
         self._paths = settings.paths
         self._options = settings.options
+        self._decode = decode
         self._euid = os.geteuid()
         self._looked_ns = 0  # when the heartbeat was last found to be old
 
@@ -191,7 +195,7 @@ class FollowedTable:
         if os.geteuid() != self._euid:
             raise became_another_user(self._settings.name, self._euid)
         try:
-            reader = _attach(self._paths, self.cache, self._settings.cache_max_count)
+            reader = _attach(self._paths, self.cache, self._settings.cache_max_count, self._decode)
         except ShmStoreError:
             raise
         except OSError as error:
@@ -217,7 +221,9 @@ _NONE_YET: Final = cast("TableReader", _NoReader())
 _CLOSED: Final = cast("TableReader", _NoReader())
 
 
-def _attach(files: StorePaths, cache: Cache, cache_max_count: int) -> TableReader | None:
+def _attach(
+    files: StorePaths, cache: Cache, cache_max_count: int, decode: Decode = decode_payload
+) -> TableReader | None:
     """Map a store's table read-only; None when there is none, or it has ended.
 
     Raises:
@@ -254,4 +260,5 @@ def _attach(files: StorePaths, cache: Cache, cache_max_count: int) -> TableReade
         cache=cache,
         cache_max_count=cache_max_count,
         fence=memory.fence(),
+        decode=decode,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from msgspec import UNSET, UnsetType
 
@@ -12,11 +12,55 @@ from shmstore.store.settings import settings_of
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
+    from typing import Unpack
+
+    from shmstore.model import DataT
 
 
+class _Options(TypedDict, total=False):
+    """The store's options, for those who check types: `open` has each by its name."""
+
+    map_size_bytes: int | UnsetType
+    max_session_bytes: int | UnsetType
+    unowned_max_age_s: float | UnsetType | None
+    idle_timeout_s: float | UnsetType
+    sweep_interval_s: float | UnsetType
+    statuses: tuple[str, ...] | UnsetType
+    directions: tuple[str, ...] | UnsetType
+    code_length: int | UnsetType
+    alphabet: str | UnsetType
+
+
+@overload
+def open(  # noqa: A001  # the same
+    name: str,
+    *,
+    data_type: type[DataT],
+    start: bool = True,
+    directory: str | os.PathLike[str] | None = None,
+    owned: bool | None = None,
+    timeout_s: float | None = None,
+    cache_max_count: int | None = None,
+    code_factory: Callable[[], str] | None = None,
+    **options: Unpack[_Options],
+) -> SessionStore[DataT]: ...
+@overload
+def open(  # noqa: A001  # the same
+    name: str,
+    *,
+    data_type: None = None,
+    start: bool = True,
+    directory: str | os.PathLike[str] | None = None,
+    owned: bool | None = None,
+    timeout_s: float | None = None,
+    cache_max_count: int | None = None,
+    code_factory: Callable[[], str] | None = None,
+    **options: Unpack[_Options],
+) -> SessionStore: ...
 def open(  # noqa: A001  # used as shmstore.open
     name: str,
     *,
+    data_type: Any = None,
     start: bool = True,
     directory: str | os.PathLike[str] | None = None,
     owned: bool | None = None,
@@ -32,7 +76,7 @@ def open(  # noqa: A001  # used as shmstore.open
     code_length: int | UnsetType = UNSET,
     alphabet: str | UnsetType = UNSET,
     code_factory: Callable[[], str] | None = None,
-) -> SessionStore:
+) -> SessionStore[Any]:
     """Attach to the store of this name, and start its manager when none runs.
 
     Of many processes that open it at once exactly one starts the manager. What is not given is
@@ -41,6 +85,9 @@ def open(  # noqa: A001  # used as shmstore.open
 
     Args:
         name: 1 to 64 of A-Z a-z 0-9 . _ -, the first no . _ or -.
+        data_type: What `session.data` is for this handle: a msgspec Struct, a dataclass or a
+            TypedDict. What is written through the handle is checked against it, and what does not
+            fit when read is a SessionDecodeError. None: a mapping of anything.
         start: Whether a manager may be started, now or by a later write.
         directory: The store's directory; SHMSTORE_DIR, or this user's in /dev/shm.
         owned: Whether sessions created here belong to this process by default; True.
@@ -73,6 +120,7 @@ def open(  # noqa: A001  # used as shmstore.open
     """
     settings = settings_of(
         name,
+        data_type=data_type,
         start=start,
         directory=directory,
         owned=owned,

@@ -15,7 +15,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    NoReturn,
+    ParamSpec,
+    Self,
+    TypeVar,
+    overload,
+)
 
 from msgspec import UNSET, UnsetType
 
@@ -32,11 +42,12 @@ from shmstore.errors import (
     StoreNotRunningError,
     VersionConflictError,
 )
-from shmstore.model import ChildSpec, Session, StoreStats
+from shmstore.model import ChildSpec, DataT, Session, StoreStats
 from shmstore.proxy import SessionTableProxy
 from shmstore.store import codes
 from shmstore.store.followed import FollowedTable
 from shmstore.store.settings import check_timeout, settings_of
+from shmstore.store.typed import typed_data
 from shmstore.wire import fields as wire_fields
 from shmstore.wire.launch import Launch
 from shmstore.wire.values import check_code
@@ -49,9 +60,10 @@ if TYPE_CHECKING:
     from shmstore.wire.fields import Fields
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 
-class SessionStore:
+class SessionStore(Generic[DataT]):
     """A handle of a store: a mapping from code to Session, shared by every process of the machine.
 
     Made by `shmstore.open`, by `start_link`, or by unpickling. Thread-safe, usable after a fork, a
@@ -65,7 +77,8 @@ class SessionStore:
         """Use `shmstore.open`; `started`: a manager was just started, so none need be."""
         self._settings = settings
         self._closed = False
-        self._table = FollowedTable(settings)
+        self._typed = typed_data(settings.data_type)
+        self._table = FollowedTable(settings, self._typed.decode)
         self._proxy = SessionTableProxy(
             settings.paths,
             timeout_s=settings.timeout_s,
@@ -79,9 +92,9 @@ class SessionStore:
     # --- Reads
 
     @overload
-    def get(self, code: str) -> Session | None: ...
+    def get(self, code: str) -> Session[DataT] | None: ...
     @overload
-    def get(self, code: str, default: _T) -> Session | _T: ...
+    def get(self, code: str, default: _T) -> Session[DataT] | _T: ...
     def get(self, code: str, default: object = None) -> object:
         """Return the session of this code, or `default` when there is none, as dict.get.
 
@@ -97,14 +110,14 @@ class SessionStore:
             StoreNotRunningError: The store was stopped.
             StoreClosedError: This handle is closed.
             TableCorruptError: The record is damaged.
-            SessionDecodeError: A later version of this package wrote it.
+            SessionDecodeError: Its data are not of the handle's data_type; the error says why.
             ReadContendedError: The session was being written at each of 64 attempts.
             AccessDeniedError: This process became another user, and the table it had has ended.
 
         """
         return self._table.get_cold(code, default)
 
-    def __getitem__(self, code: str) -> Session:
+    def __getitem__(self, code: str) -> Session[DataT]:
         """Return the session of this code.
 
         Raises:
@@ -152,7 +165,7 @@ class SessionStore:
         status: str | UnsetType = UNSET,
         direction: str | UnsetType | None = UNSET,
         limit: int | None = None,
-    ) -> list[Session]:
+    ) -> list[Session[DataT]]:
         """Return the sessions, newest `created_at` first.
 
         They are one instant's picture whenever it can be had in 8 attempts (always on a quiet or a
@@ -222,12 +235,12 @@ class SessionStore:
         mapping: Mapping[str, Any] | None = None,
         /,
         *,
-        data: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | DataT | None = None,
         expect: Mapping[str, Any] | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
         **fields: Any,
-    ) -> Session:
+    ) -> Session[DataT]:
         """Create a session and return it.
 
             >>> session = store.create(direction="send", speed="fast")
@@ -259,7 +272,10 @@ class SessionStore:
         _check_conditions(None, None, timeout_s)
         given = self._gather(mapping, fields, data, expect, ttl_s)
         create = functools.partial(
-            self._proxy.create, given, unowned=not self._settings.owned, timeout_s=timeout_s
+            self._written,
+            functools.partial(self._proxy.create, given),
+            unowned=not self._settings.owned,
+            timeout_s=timeout_s,
         )
         if given.code is not UNSET:
             return create()
@@ -280,12 +296,12 @@ class SessionStore:
         *,
         if_version: int | None = None,
         if_created: int | None = None,
-        data: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | DataT | None = None,
         expect: Mapping[str, Any] | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
         **fields: Any,
-    ) -> Session:
+    ) -> Session[DataT]:
         """Merge fields into a session, atomically in the manager, and return its new state.
 
             >>> session = store.create(code="A7X9K2M4")
@@ -320,9 +336,10 @@ class SessionStore:
 
         """
         _check_conditions(if_version, if_created, timeout_s)
-        return self._proxy.update(
+        return self._written(
+            self._proxy.update,
             check_code(code),
-            self._gather(mapping, fields, data, expect, ttl_s),
+            self._gather(mapping, fields, data, expect, ttl_s, whole=False),
             if_version=if_version,
             if_created=if_created,
             timeout_s=timeout_s,
@@ -336,19 +353,20 @@ class SessionStore:
         *,
         if_version: int | None = None,
         if_created: int | None = None,
-        data: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | DataT | None = None,
         expect: Mapping[str, Any] | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
         **fields: Any,
-    ) -> Session:
+    ) -> Session[DataT]:
         """Make the whole session anew and return it: what is not given is dropped.
 
         Owner and created_at stay unless given; created_version stays in any case. Args and errors
         are those of `update`, but that `data` has nothing to replace: it is the other keys.
         """
         _check_conditions(if_version, if_created, timeout_s)
-        return self._proxy.replace(
+        return self._written(
+            self._proxy.replace,
             check_code(code),
             self._gather(mapping, fields, data, expect, ttl_s),
             if_version=if_version,
@@ -364,12 +382,12 @@ class SessionStore:
         *,
         if_version: int | None = None,
         if_created: int | None = None,
-        data: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | DataT | None = None,
         expect: Mapping[str, Any] | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
         **fields: Any,
-    ) -> Session:
+    ) -> Session[DataT]:
         """Create the session or replace it, in one atomic operation, and return it.
 
         Where there was one, it is as with `replace`; where there was none, as with `create`. So
@@ -377,7 +395,8 @@ class SessionStore:
         `if_version` or `if_created` and no session, VersionConflictError.
         """
         _check_conditions(if_version, if_created, timeout_s)
-        return self._proxy.put(
+        return self._written(
+            self._proxy.put,
             check_code(code),
             self._gather(mapping, fields, data, expect, ttl_s),
             if_version=if_version,
@@ -421,7 +440,7 @@ class SessionStore:
     @contextlib.contextmanager
     def scoped(
         self, mapping: Mapping[str, Any] | None = None, /, **fields: Any
-    ) -> Iterator[Session]:
+    ) -> Iterator[Session[DataT]]:
         """Create a session, and delete that very session at the end of the block.
 
             >>> with store.scoped(direction="send") as session:
@@ -452,8 +471,14 @@ class SessionStore:
         """The store's name."""
         return self._settings.name
 
+    @overload
     @classmethod
-    def start_link(cls, name: str, **options: Any) -> Self:
+    def start_link(cls, name: str, *, data_type: type[_T], **options: Any) -> SessionStore[_T]: ...
+    @overload
+    @classmethod
+    def start_link(cls, name: str, *, data_type: None = None, **options: Any) -> Self: ...
+    @classmethod
+    def start_link(cls, name: str, **options: Any) -> Any:  # see the overloads
         """Start a manager that is linked to this process, and return a handle.
 
         The store ends when this process does, however it does: exits, crashes or is killed.
@@ -525,8 +550,8 @@ class SessionStore:
         """Close the handle."""
         self.close()
 
-    def __reduce__(self) -> tuple[Callable[..., SessionStore], tuple[Settings]]:
-        """Pickle the settings; the other process attaches by name."""
+    def __reduce__(self) -> tuple[Callable[..., SessionStore[DataT]], tuple[Settings]]:
+        """Pickle the settings; the other process attaches by name, and imports the data_type."""
         return type(self), (self._settings,)
 
     def __repr__(self) -> str:
@@ -534,23 +559,25 @@ class SessionStore:
         state = " closed" if self._closed else ""
         return f"<{type(self).__name__} {self._settings.name!r}{state}>"
 
-    def _sessions(self) -> list[Session]:
+    def _sessions(self) -> list[Session[DataT]]:
         if self._settings.start and self._table.looks_abandoned():
             with contextlib.suppress(ShmStoreError):  # what is there can be read all the same
                 self._proxy.revive()
                 self._table.attach_again()
-        nothing: list[Session] = []
+        nothing: list[Session[Any]] = []
         return self._table.read(TableReader.newest_first, nothing)
 
     def _gather(
         self,
         mapping: Mapping[str, Any] | None,
         keywords: Mapping[str, Any],
-        data: Mapping[str, Any] | None,
+        data: Mapping[str, Any] | DataT | None,
         expect: Mapping[str, Any] | None,
         ttl_s: float | None,
+        *,
+        whole: bool = True,
     ) -> Fields:
-        """Return the checked fields of a write."""
+        """Return the checked fields of a write; `whole`: what it does not give is not there."""
         if expect is not None or ttl_s is not None:
             _refuse_unbuilt(expect, ttl_s)
         if not _RESERVED.isdisjoint(keywords):
@@ -558,7 +585,13 @@ class SessionStore:
             msg = f"{misplaced} cannot be given here; a key of that name goes in the mapping"
             raise TypeError(msg)
         names = wire_fields.Names.of(self._table.options)
-        return wire_fields.gather(mapping, keywords, data, names)
+        return self._typed.gather(mapping, keywords, data, names, whole=whole)
+
+    def _written(
+        self, ask: Callable[_P, Session], *args: _P.args, **kwargs: _P.kwargs
+    ) -> Session[DataT]:
+        """Return what the manager answers to a write, with data of the handle's type."""
+        return self._typed.answered(functools.partial(ask, *args, **kwargs))
 
 
 _RESERVED: Final = frozenset({"if_version", "if_created", "expect", "ttl_s", "timeout_s", "data"})

@@ -21,7 +21,7 @@ from shmstore._os.paths import StorePaths, store_paths
 from shmstore._table import header
 from shmstore.errors import StoreOptionsError
 from shmstore.model import StoreOptions
-from shmstore.store import codes
+from shmstore.store import codes, typed
 from shmstore.wire.fields import DIRECTIONS, STATUSES
 
 Seconds = float | int
@@ -39,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         cache_max_count: Decoded sessions that its reader keeps.
         named: The store's options that were named, by argument or environment.
         code_factory: What makes its codes; None: they are made of the store's alphabet.
+        data_type: What its sessions' data are; None: mappings.
 
     """
 
@@ -50,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cache_max_count: int
     named: dict[str, Any]
     code_factory: Callable[[], str] | None = None
+    data_type: Any = None
 
     @property
     def paths(self) -> StorePaths:
@@ -87,6 +89,7 @@ def settings_of(
     timeout_s: float | None = None,
     cache_max_count: int | None = None,
     code_factory: Callable[[], str] | None = None,
+    data_type: Any = None,
     **options: object,
 ) -> Settings:
     """Return what an open with these options amounts to; nothing is touched.
@@ -105,6 +108,7 @@ def settings_of(
         cache_max_count=cache_max_count,
         options=options,
         code_factory=code_factory,
+        data_type=data_type,
     )
 
 
@@ -117,6 +121,7 @@ def resolve(
     cache_max_count: int | None,
     options: dict[str, object],
     code_factory: Callable[[], str] | None = None,
+    data_type: Any = None,
 ) -> Settings:
     """Return the settings of one open; what an argument leaves out, the environment may give.
 
@@ -128,6 +133,7 @@ def resolve(
         cache_max_count: Likewise.
         options: The store's options; UNSET for not given.
         code_factory: What makes codes; None for the store's alphabet.
+        data_type: What data are; None for mappings.
 
     Raises:
         TypeError: A value is of the wrong type.
@@ -149,7 +155,9 @@ def resolve(
         cache_max_count=_or(handle["cache_max_count"], config.CACHE_MAX_COUNT),
         named={name: value for name, value in named.items() if value is not UNSET},
         code_factory=codes.check_factory(code_factory),
+        data_type=data_type,
     )
+    typed.typed_data(data_type)  # before a manager is started for it
     codes.require_possible(settings.options)
     header.declared_of(settings.options)  # here, and not in the manager, a mistake is explained
     return settings

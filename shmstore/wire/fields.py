@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
@@ -29,6 +29,8 @@ class Names(NamedTuple):
     @classmethod
     def of(cls, options: StoreOptions) -> Names:
         """Return the names that a store of these options knows."""
+        if not options.statuses and not options.directions:
+            return BUILT_IN  # nearly always, and it is asked at each write
         return cls((*STATUSES, *options.statuses), (*DIRECTIONS, *options.directions))
 
 
@@ -84,6 +86,7 @@ def gather(
     keywords: Mapping[str, Any],
     data: Mapping[str, Any] | None,
     names: Names = BUILT_IN,
+    check_rest: Callable[[Fields], None] | None = None,
 ) -> Fields:
     """Return the fields that a caller gave, checked.
 
@@ -92,6 +95,8 @@ def gather(
         keywords: The keyword arguments that are not reserved; they win over the mapping.
         data: The keyword `data`: the rest, whole; other keys are merged over it.
         names: The store's statuses and directions.
+        check_rest: Checks the keys of `data`, and may replace them; None: anything that a session
+            can hold is welcome.
 
     Raises:
         TypeError: A value is of a type that its field, or any session, cannot hold.
@@ -109,13 +114,17 @@ def gather(
         else:
             setattr(fields, name, check(value, name))
     check_names(fields, names)
+    (check_rest or _check_rest)(fields)
+    return fields
+
+
+def _check_rest(fields: Fields) -> None:
     for name, value in fields.rest.items():
         if type(name) is not str:
             msg = f"a session's keys are str, not {type(name).__name__}: {name!r}"
             raise TypeError(msg)
         check_value(name, f"the key {name!r}")
         check_value(value, name)
-    return fields
 
 
 def _data(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_serve_takes_options_from_arguments_and_environment(
             monkeypatch.delenv(name)
         wanted = {"map_size_bytes": 1 << 22, "max_session_bytes": 4096, "unowned_max_age_s": None}
         # An open that names another value than the one in force is refused.
-        shmstore.open("s", start=False, idle_timeout_s=0.0, **wanted).close()  # type: ignore[arg-type]  # a mixed dict
+        shmstore.open("s", start=False, idle_timeout_s=0.0, **wanted).close()  # type: ignore[call-overload]  # a mixed dict
 
 
 def test_serve_ends_when_it_was_told_to_end_idle(store_dir: Path, tmp_path: Path) -> None:
