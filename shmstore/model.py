@@ -19,12 +19,14 @@ from shmstore import config
 
 if TYPE_CHECKING:
     from types import MemberDescriptorType
+    from typing import TypeAlias
 
     # Checkers have this module of their own. The standard library's knows defaults from 3.13 on.
     from typing_extensions import TypeVar
 
     DataT = TypeVar("DataT", default=Mapping[str, Any])
     DataT_co = TypeVar("DataT_co", default=Mapping[str, Any], covariant=True)
+    TypeOf: TypeAlias = type[DataT]  # Sphinx would link `type` to the field of a ChildSpec
 else:
     from typing import TypeVar
 

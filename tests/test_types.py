@@ -269,6 +269,12 @@ class Box(msgspec.Struct, Generic[T]):
     item: list[T]
 
 
+class Bare(msgspec.Struct, Generic[T]):
+    """A type that leaves all of it open."""
+
+    item: T
+
+
 class Array(msgspec.Struct, array_like=True):
     """A type without keys."""
 
@@ -301,6 +307,7 @@ class TestDataType:
             (list[int], "not list"),
             (Box[int], "not .*Box"),
             (Box, "leaves open what item is"),
+            (Bare, "leaves open what item is"),
             (Array, "leave out array_like"),
             (Taken, "has status, which every session has"),
             (Renaming, "has status, which every session has"),

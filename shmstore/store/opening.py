@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Unpack
 
-    from shmstore.model import DataT
+    from shmstore.model import DataT, TypeOf
 
 
 class _Options(TypedDict, total=False):
@@ -35,7 +35,7 @@ class _Options(TypedDict, total=False):
 def open(  # noqa: A001  # the same
     name: str,
     *,
-    data_type: type[DataT],
+    data_type: TypeOf[DataT],
     start: bool = True,
     directory: str | os.PathLike[str] | None = None,
     owned: bool | None = None,

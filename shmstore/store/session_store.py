@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
+    from shmstore.model import TypeOf
     from shmstore.store.settings import Settings
     from shmstore.wire.fields import Fields
 
@@ -473,7 +474,9 @@ class SessionStore(Generic[DataT]):
 
     @overload
     @classmethod
-    def start_link(cls, name: str, *, data_type: type[_T], **options: Any) -> SessionStore[_T]: ...
+    def start_link(
+        cls, name: str, *, data_type: TypeOf[_T], **options: Any
+    ) -> SessionStore[_T]: ...
     @overload
     @classmethod
     def start_link(cls, name: str, *, data_type: None = None, **options: Any) -> Self: ...
