@@ -16,6 +16,12 @@ CODE_ALPHABET: Final = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 CODE_LENGTH: Final = 8
 """40 bits: at a million live sessions one made-up code in a million collides, and is made again."""
 
+CODE_CHARACTERS_MIN: Final = 2
+"""Different ones in an alphabet: of one character only one code can be made."""
+
+DECLARED_NAME_PATTERN: Final = r"[a-z0-9_-]{1,32}"
+"""A declared status or direction: what looks the same to everybody, in a log and in an address."""
+
 CODE_ATTEMPTS_MAX: Final = 64
 """Collisions in a row before create gives up: never met unless nearly all codes are taken."""
 

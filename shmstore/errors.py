@@ -13,7 +13,7 @@ A bad argument is not in this file: that is a plain `ValueError` or `TypeError`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shmstore.model import Session
@@ -130,7 +130,9 @@ class SessionExistsError(ShmStoreError, ValueError):
 class VersionConflictError(ShmStoreError, ValueError):
     """The session is not the one that `if_version` or `if_created` named. Nothing changed."""
 
-    def __init__(self, message: str, *, code: str = "", session: Session | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str = "", session: Session[Any] | None = None
+    ) -> None:
         """Keep the code and the present session (None when there is none)."""
         super().__init__(message)
         self.code = code
@@ -140,7 +142,9 @@ class VersionConflictError(ShmStoreError, ValueError):
 class AlreadyClaimedError(ShmStoreError, ValueError):
     """Somebody else claimed the session first."""
 
-    def __init__(self, message: str, *, code: str = "", session: Session | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str = "", session: Session[Any] | None = None
+    ) -> None:
         """Keep the code and the present session."""
         super().__init__(message)
         self.code = code
@@ -181,7 +185,13 @@ class SessionTooLargeError(ShmStoreError, ValueError):
 
 
 class SessionDecodeError(ShmStoreError, ValueError):
-    """A stored session cannot be decoded by this version of the package."""
+    """A stored session is none for this handle: its data are of another type, or it is newer."""
+
+    def __init__(self, message: str, *, code: str = "", reason: str = "") -> None:
+        """Keep the code (empty when not even that can be read) and what does not fit."""
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
 
 
 class StoreFullError(ShmStoreError, MemoryError):

@@ -67,7 +67,7 @@ class SessionManager(BaseManager):  # type: ignore[misc]  # multiprocess has no 
         self._name = name
         self._options = options
         self._paths = paths.store_paths(name, options.get("directory"))
-        self._store: SessionStore | None = None
+        self._store: SessionStore[Any] | None = None
         self._started = False
 
     @property
@@ -131,7 +131,7 @@ class SessionManager(BaseManager):  # type: ignore[misc]  # multiprocess has no 
             finally:
                 os.close(pidfd)
 
-    def store(self) -> SessionStore:
+    def store(self) -> SessionStore[Any]:
         """Return this manager's handle of the store."""
         return self._used()
 
@@ -160,7 +160,7 @@ class SessionManager(BaseManager):  # type: ignore[misc]  # multiprocess has no 
         """Pickle as a manager that is connected to the same store."""
         return _connected, (self._name, self._options)
 
-    def _used(self) -> SessionStore:
+    def _used(self) -> SessionStore[Any]:
         if self._store is None:
             msg = f"the manager of store {self._name!r} is neither started nor connected"
             raise StoreNotRunningError(msg, name=self._name)

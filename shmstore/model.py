@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn
 
 import msgspec
 
@@ -19,6 +19,20 @@ from shmstore import config
 
 if TYPE_CHECKING:
     from types import MemberDescriptorType
+    from typing import TypeAlias
+
+    # Checkers have this module of their own. The standard library's knows defaults from 3.13 on.
+    from typing_extensions import TypeVar
+
+    DataT = TypeVar("DataT", default=Mapping[str, Any])
+    DataT_co = TypeVar("DataT_co", default=Mapping[str, Any], covariant=True)
+    TypeOf: TypeAlias = type[DataT]  # Sphinx would link `type` to the field of a ChildSpec
+else:
+    from typing import TypeVar
+
+    DataT = TypeVar("DataT", bound=Mapping[str, Any])
+    # What msgspec decodes unless it is told more.
+    DataT_co = TypeVar("DataT_co", bound=Mapping[str, Any], covariant=True)
 
 
 class FrozenDict(dict[Any, Any]):
@@ -51,19 +65,45 @@ def freeze(value: Any) -> Any:  # any value that MessagePack holds
     return value
 
 
-class Session(msgspec.Struct, frozen=True, array_like=True, eq=False):
+def mapping_of(data: object) -> Mapping[str, Any]:
+    """Return a session's data as the map that is stored, whatever the handle's type for it is.
+
+    Defaults are in it, even those that a struct omits elsewhere, or that only a dataclass's class
+    has: not every reader knows them.
+    """
+    if isinstance(data, Mapping):
+        return data
+    if isinstance(data, msgspec.Struct):
+        names = [(field.encode_name, field.name) for field in msgspec.structs.fields(data)]
+    else:
+        import dataclasses  # who has one has loaded it
+
+        assert dataclasses.is_dataclass(data), "data are a mapping, a struct or a dataclass"
+        names = [(field.name, field.name) for field in dataclasses.fields(data)]
+    given = {encoded: getattr(data, name) for encoded, name in names}
+    given = {name: value for name, value in given.items() if value is not msgspec.UNSET}
+    plain: dict[str, Any] = msgspec.to_builtins(given, builtin_types=PLAIN_TYPES)
+    return plain
+
+
+PLAIN_TYPES = (bytes, bytearray, datetime)
+"""What msgspec's plain values are to keep: a session can hold it as it is."""
+
+
+class Session(msgspec.Struct, Generic[DataT_co], frozen=True, array_like=True, eq=False):
     """One session, as it was at the moment of one write. Immutable; equal by value.
 
     Attributes:
         code: The session's key, 1 to 255 bytes of UTF-8.
-        direction: "send", "receive" or None.
-        status: "pending", "connected", "completed" or "failed".
+        direction: "send", "receive", one that the store declares, or None.
+        status: "pending", "connected", "completed", "failed", or one that the store declares.
         owner_pid: The process whose exit deletes the session, or None.
         created_at: When it was created, an aware datetime in UTC.
         connected_at: When it was connected, likewise, or None.
         sender_info: A FrozenDict, or None.
         receiver_info: A FrozenDict, or None.
-        data: Every other key that the caller gave, a FrozenDict.
+        data: Every other key that the caller gave: a FrozenDict, or an instance of the data_type
+            that the store was opened with.
         version: The number of the write that made this state. No two writes share one, over all
             tables of the store's name: the token for `if_version`.
         created_version: The version that created it: its identity, the token for `if_created`.
@@ -78,12 +118,13 @@ class Session(msgspec.Struct, frozen=True, array_like=True, eq=False):
     connected_at: datetime | None
     sender_info: Mapping[str, Any] | None
     receiver_info: Mapping[str, Any] | None
-    data: Mapping[str, Any]
+    data: DataT_co
     version: int
     created_version: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return the map that was stored: the fields, and the keys of `data` beside them."""
+        data: object = self.data
         return {
             "code": self.code,
             "direction": self.direction,
@@ -93,7 +134,7 @@ class Session(msgspec.Struct, frozen=True, array_like=True, eq=False):
             "connected_at": self.connected_at,
             "sender_info": self.sender_info,
             "receiver_info": self.receiver_info,
-            **self.data,
+            **(data if isinstance(data, Mapping) else freeze(mapping_of(data))),
         }
 
     def __eq__(self, other: object) -> bool:
@@ -265,6 +306,10 @@ class StoreOptions(msgspec.Struct, frozen=True, kw_only=True):
         unowned_max_age_s: How long a session without owner lives after its last write; None: ever.
         idle_timeout_s: How long a manager without connection and session stays; 0: ever.
         sweep_interval_s: How often the manager looks at every owner and every age.
+        statuses: What a session's status may be beside the built-in four: sorted, each once.
+        directions: Likewise of its direction, beside the built-in two and None.
+        code_length: Characters of a code that is made up.
+        alphabet: The characters it is made of.
 
     """
 
@@ -273,6 +318,10 @@ class StoreOptions(msgspec.Struct, frozen=True, kw_only=True):
     unowned_max_age_s: float | None = config.UNOWNED_MAX_AGE_S
     idle_timeout_s: float = config.IDLE_TIMEOUT_S
     sweep_interval_s: float = config.SWEEP_INTERVAL_S
+    statuses: tuple[str, ...] = ()
+    directions: tuple[str, ...] = ()
+    code_length: int = config.CODE_LENGTH
+    alphabet: str = config.CODE_ALPHABET
 
 
 class StoreStats(msgspec.Struct, frozen=True, kw_only=True):

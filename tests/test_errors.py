@@ -12,7 +12,7 @@ from shmstore import errors
 from shmstore.errors import ShmStoreError
 from shmstore.model import Session
 
-SESSION: Final = Session(
+SESSION: Final[Session] = Session(
     code="A",
     direction=None,
     status="pending",
@@ -42,7 +42,7 @@ ALL: Final[list[tuple[type[ShmStoreError], type[Exception], dict[str, Any]]]] = 
     (errors.OwnerNotAliveError, ProcessLookupError, {"owner_pid": 7}),
     (errors.AccessDeniedError, PermissionError, {}),
     (errors.SessionTooLargeError, ValueError, {"size_bytes": 9, "max_bytes": 8}),
-    (errors.SessionDecodeError, ValueError, {}),
+    (errors.SessionDecodeError, ValueError, {"code": "A", "reason": "r"}),
     (errors.StoreFullError, MemoryError, {}),
     (errors.TableFormatError, OSError, {"expected": 1, "found": 2}),
     (errors.TableCorruptError, OSError, {"slot": 3, "reason": "r"}),

@@ -33,7 +33,13 @@ STORE = {
     "unowned_max_age_s": (config.UNOWNED_MAX_AGE_S, None, "none", None),
     "idle_timeout_s": (config.IDLE_TIMEOUT_S, 0, "0", 0.0),
     "sweep_interval_s": (config.SWEEP_INTERVAL_S, 0.01, "0.5", 0.5),
+    "code_length": (config.CODE_LENGTH, 1, "26", 26),
+    "alphabet": (config.CODE_ALPHABET, "01", "aäß", "aäß"),
+    "statuses": ((), ("queued", "running"), "running, queued", ("queued", "running")),
+    "directions": ((), ("in",), "out,in", ("in", "out")),
 }
+NO_NUMBERS = ("alphabet", "statuses", "directions")
+"""Of which most texts are a value."""
 
 
 @pytest.fixture(autouse=True)
@@ -82,11 +88,13 @@ class TestEach:
         assert in_force(settings, name) == value
         assert settings.named == ({name: value} if name in STORE else {})
 
-    @pytest.mark.parametrize("text", ["nonsense", "", "-1", "nan"])
+    @pytest.mark.parametrize("text", ["non sense", "", "-1", "nan"])
     def test_environment_that_cannot_be_read(
         self, name: str, text: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The error names the variable and what it holds."""
+        if name in NO_NUMBERS:
+            text = {"alphabet": "A" + text + "A"}.get(name, "queued," + text * 33)
         monkeypatch.setenv(f"SHMSTORE_{name.upper()}", text)
         with pytest.raises(ValueError, match=f"SHMSTORE_{name.upper()}='{text}'"):
             resolve()
@@ -94,6 +102,8 @@ class TestEach:
     @pytest.mark.parametrize("value", ["1", b"1", [1], 1j])
     def test_of_the_wrong_type(self, name: str, value: Any) -> None:
         """An argument of the wrong type is a TypeError that names it."""
+        if name == "alphabet" and type(value) is str:
+            value = None
         with pytest.raises(TypeError, match=f"^{name} is"):
             resolve(**{name: value})
 
@@ -114,11 +124,22 @@ class TestEach:
         ("idle_timeout_s", -0.1),
         ("sweep_interval_s", 0.0),
         ("sweep_interval_s", 1e300),
+        ("code_length", 0),
+        ("code_length", 256),
+        ("alphabet", ""),
+        ("alphabet", "AAAA"),
+        ("alphabet", "ABCA"),
+        ("statuses", ("",)),
+        ("statuses", ("Queued",)),
+        ("statuses", ("x" * 33,)),
+        ("directions", ("in", "o ut")),
+        ("directions", ("in\n",)),
     ],
 )
-def test_out_of_range(name: str, value: float) -> None:
+def test_out_of_range(name: str, value: Any) -> None:
     """A value out of range is a ValueError that names the setting and the value."""
-    with pytest.raises(ValueError, match=rf"^{name} is.*{re.escape(str(value))}"):
+    shown = repr(value) if name in NO_NUMBERS else str(value)
+    with pytest.raises(ValueError, match=rf"^{name} is.*{re.escape(shown)}"):
         resolve(**{name: value})
 
 
@@ -136,6 +157,48 @@ def test_words_for_truth(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The usual words, in any case."""
     monkeypatch.setenv("SHMSTORE_OWNED", text)
     assert resolve().owned is (text.lower() in {"1", "true", "yes"})
+
+
+@pytest.mark.parametrize("alphabet", ["A\0", "A\ud800"])
+def test_characters_that_no_code_has(alphabet: str) -> None:
+    """An alphabet has what a code may have: no NUL, no half of a surrogate pair."""
+    with pytest.raises(ValueError, match=r"^a code"):
+        resolve(alphabet=alphabet)
+
+
+@pytest.mark.parametrize(
+    ("alphabet", "longest"), [("AB", 255), ("äb", 127), ("\N{CRAB}b", 63), ("b\N{CRAB}", 63)]
+)
+def test_codes_that_would_be_too_long(alphabet: str, longest: int) -> None:
+    """A code of the widest characters has at most 255 bytes."""
+    assert resolve(alphabet=alphabet, code_length=longest).options.code_length == longest
+    with pytest.raises(
+        ValueError, match=f"^code_length is {longest + 1}" if longest < 255 else "."
+    ):
+        resolve(alphabet=alphabet, code_length=longest + 1)
+
+
+def test_declared_names_are_a_set() -> None:
+    """Order, repetition and built-in names make no other store."""
+    wanted = resolve(statuses=("b", "a")).options
+    assert resolve(statuses=["a", "pending", "b", "a"]).options == wanted
+    assert wanted.statuses == ("a", "b")
+    assert resolve(directions={"send"}).named == {"directions": ()}
+
+
+def test_what_does_not_fit_into_the_header() -> None:
+    """A hundred of the longest names and more are refused where they are given."""
+    names = tuple(f"{number:032}" for number in range(200))
+    with pytest.raises(ValueError, match=r"take \d+ bytes together, and .* has \d+"):
+        resolve(statuses=names)
+    assert len(resolve(statuses=names[:100]).options.statuses) == 100
+
+
+def test_what_cannot_be_called_makes_no_codes() -> None:
+    """A code_factory is a callable."""
+    wrong: Any = "A"
+    with pytest.raises(TypeError, match=r"^code_factory is a callable"):
+        store_settings.settings_of("t", code_factory=wrong)
 
 
 def test_map_sizes_are_whole_pages() -> None:

@@ -33,7 +33,7 @@ from shmstore.errors import (
     VersionConflictError,
 )
 from shmstore.model import ChildSpec, FrozenDict, StoreOptions
-from shmstore.store import followed, session_store
+from shmstore.store import codes, followed
 from tests.hosts import serve_in_fork
 from tests.processes import become_nobody, descriptors, header_of, is_gone, until, with_directory
 
@@ -136,11 +136,11 @@ class TestCreate:
         self, store: SessionStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A made-up code that is taken is made up again, and again, but not for ever."""
-        codes = iter(["A", "A", "A", "B"])
-        monkeypatch.setattr(session_store, "_made_up_code", lambda: next(codes))
+        made = iter(["A", "A", "A", "B"])
+        monkeypatch.setattr(codes, "made_up", lambda *_: next(made))
         assert [store.create().code, store.create().code] == ["A", "B"]
-        monkeypatch.setattr(session_store, "_made_up_code", lambda: "A")
-        with pytest.raises(SessionExistsError):
+        monkeypatch.setattr(codes, "made_up", lambda *_: "A")
+        with pytest.raises(SessionExistsError, match=r"64 codes made up in a row.*2 sessions"):
             store.create()
 
     def test_for_nobody(self, store: SessionStore) -> None:
@@ -782,7 +782,7 @@ class TestOpen:
             with pytest.raises(ValueError, match="no store name"):
                 shmstore.open(name)
         with pytest.raises(TypeError, match="a str, not int"):
-            shmstore.open(5)  # type: ignore[arg-type]  # that is the point
+            shmstore.open(5)  # type: ignore[call-overload]  # that is the point
         assert list(store_dir.iterdir()) == []
 
     def test_stores_are_separate(self) -> None:
@@ -823,6 +823,10 @@ class TestOpen:
             "unowned_max_age_s": None,
             "idle_timeout_s": 7.5,
             "sweep_interval_s": 3,
+            "statuses": ("queued",),
+            "directions": ("in", "out"),
+            "code_length": 12,
+            "alphabet": "01",
         }
         with shmstore.open("t", **options) as store:
             assert store.stats().map_size_bytes == 1 << 21
@@ -834,6 +838,10 @@ class TestOpen:
                 "unowned_max_age_s": 1,
                 "idle_timeout_s": 7,
                 "sweep_interval_s": 4,
+                "statuses": ("running",),
+                "directions": (),
+                "code_length": 13,
+                "alphabet": "10",
             }
             for name, wanted in other.items():
                 with pytest.raises(StoreOptionsError, match=f"{name}=") as caught:
@@ -1227,7 +1235,7 @@ class TestLink:
         with pytest.raises(TypeError, match="colour"):
             shmstore.SessionStore.start_link("t", colour="red")
         with pytest.raises(TypeError, match="colour"):
-            shmstore.open("t", colour="red")  # type: ignore[call-arg]  # that is the point
+            shmstore.open("t", colour="red")  # type: ignore[call-overload]  # that is the point
         assert list(store_dir.iterdir()) == []
 
 

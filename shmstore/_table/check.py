@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from shmstore._table import index, record
+from shmstore._table import header, index, record
 from shmstore._table import layout as at
 from shmstore._table.index import Region
+from shmstore.errors import TableCorruptError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,6 +72,10 @@ class _Checker:
     def _header(self) -> Iterator[Violation]:
         words, layout = self._words, self._layout
         used, reserved = words.load(at.H_SLOTS_USED), words.load(at.H_SLOTS_RESERVED)
+        try:
+            header.options_of(words.view)
+        except TableCorruptError as error:
+            yield Violation("header", error.reason)
         if not used <= reserved <= layout.slots_max:
             yield Violation(
                 "slots", f"{used} used, {reserved} reserved, {layout.slots_max} at most"

@@ -76,6 +76,12 @@ H_CREATED_NS: Final = 13  # wall clock; for people
 H_PID_NAMESPACE: Final = 14  # where owners' pids and start times mean what they say; 0: unknown
 H_BOOT_OFFSET_NS: Final = 15  # of the boot clock there, modulo 2**64
 
+# The options that are no numbers, as MessagePack; of the first group too. Nothing else is behind.
+H_DECLARED_BYTES: Final = 64
+H_DECLARED_CHECK: Final = 65  # xxh3_64 of them: a name of which half is lost would be another
+H_DECLARED: Final = 66  # the first word of them
+DECLARED_BYTES_MAX: Final = PAGE_BYTES - H_DECLARED * WORD_BYTES
+
 # The second group tells readers where they may look. Read stale, a session made since is missed,
 # which is what an instant earlier would have shown; read too early it would be a hole in the file.
 H_STATE: Final = 16  # READY, or how it ended: read before absence is believed

@@ -42,7 +42,7 @@ from shmstore._table.layout import (
     STATE_READY,
     TAG_SHIFT,
 )
-from shmstore.errors import ReadContendedError, SessionDecodeError, TableCorruptError
+from shmstore.errors import ReadContendedError, TableCorruptError
 from shmstore.model import Session
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from shmstore._table.layout import Layout
-    from shmstore._table.record import Block
+    from shmstore._table.record import Block, Decode
     from shmstore._table.words import Buffer, Fence, View
 
 Cache: TypeAlias = "dict[str, tuple[Session, View, int, int]]"
@@ -128,6 +128,7 @@ class TableReader:
         cache: Where decoded sessions go, by code.
         cache_max_count: How many of them.
         fence: The fence of this machine, None where none is needed.
+        decode: What makes a session of a payload, with data of the handle's type.
 
     """
 
@@ -140,6 +141,7 @@ class TableReader:
         cache: Cache,
         cache_max_count: int,
         fence: Fence = None,
+        decode: Decode = record.decode_payload,
     ) -> None:
         """Attach; nothing but the salt is loaded yet."""
         self.view = view
@@ -149,6 +151,7 @@ class TableReader:
         self._cache = cache
         self._cache_max = cache_max_count
         self._fence = fence
+        self._decode = decode
         self._salt = view[at.H_SALT]
         self._ctl_index = layout.ctl_index
         self._arena_offset = layout.arena_offset
@@ -165,7 +168,7 @@ class TableReader:
         Raises:
             TableEndedError: The table has ended; what is absent here may be elsewhere.
             TableCorruptError: The record is not the one that its control word names.
-            SessionDecodeError: The record is whole, and this version cannot decode it.
+            SessionDecodeError: The record is whole, and is no session of the handle's type.
             ReadContendedError: A write of this code met each of 64 attempts.
 
         """
@@ -280,7 +283,7 @@ class TableReader:
                 raise PendingError
             msg = f"slot {slot} names a record in line {word & LINE_MASK} that is not its own"
             raise TableCorruptError(msg, slot=slot, reason="record does not match its control word")
-        return _decoded(slot, payload)
+        return self._decoded(slot, payload)
 
     def _through(self, slot: int, word: int, judged: dict[int, bool]) -> object:
         """Return what counts in a slot that has the word of a batch: a session, or None.
@@ -303,7 +306,7 @@ class TableReader:
             raw = self._whole(counts & LINE_MASK)
             if raw is None or record.decode_head(raw).lsn != counts >> LINE_BITS:
                 return self._unless_changed(slot, where, word)
-            session = _decoded(slot, raw[_HEAD_BYTES:])
+            session = self._decoded(slot, raw[_HEAD_BYTES:])
         if self._fence is not None:
             self._fence()
         return session if self.view[where] == word else _CHANGED
@@ -353,6 +356,12 @@ class TableReader:
         raw = self._buffer[begin : begin + length]
         return raw if record.checksum_holds(raw) else None
 
+    def _decoded(self, slot: int, payload: bytes) -> Session:
+        try:
+            return self._decode(payload)
+        except record.UNDECODABLE as error:
+            raise record.undecodable(payload, f"in slot {slot}", error) from error
+
     def _make_room(self) -> None:
         """Drop a quarter of the cache, oldest first."""
         for code in list(islice(self._cache, self._cache_max // 4 + 1)):
@@ -395,7 +404,7 @@ class TableReader:
         Raises:
             TableEndedError: The table has ended.
             TableCorruptError: A record is not the one that its control word names.
-            SessionDecodeError: A record is whole, and this version cannot decode it.
+            SessionDecodeError: A record is whole, and is no session of the handle's type.
 
         """
         picture = self._picture
@@ -549,14 +558,6 @@ class TableReader:
         state = self.view[at.H_STATE]  # SYNC-end
         if state != at.STATE_READY:
             raise TableEndedError(state)
-
-
-def _decoded(slot: int, payload: bytes) -> Session:
-    try:
-        return record.decode_payload(payload)
-    except record.UNDECODABLE as error:
-        msg = f"the session in slot {slot} cannot be decoded: {error}"
-        raise SessionDecodeError(msg) from error
 
 
 def _contended(what: str) -> ReadContendedError:

@@ -37,15 +37,18 @@ Source of the hash: XXH3, https://xxhash.com.
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 from xxhash import xxh3_64_intdigest
 
 from shmstore._table.layout import LINE_BYTES, LINE_WORDS, WORD_BYTES
+from shmstore.errors import SessionDecodeError
 from shmstore.model import Owner, Session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shmstore._table.words import Words
 
 KIND_SESSION: Final = 1
@@ -137,7 +140,32 @@ class Block(msgspec.Struct, frozen=True):
         return Note(client, self.number, self.deadline_ns)
 
 
-decode_payload: Final = msgspec.msgpack.Decoder(Session).decode
+Decode: TypeAlias = "Callable[[bytes], Session[Any]]"
+
+decode_payload: Final[Callable[[bytes], Session]] = msgspec.msgpack.Decoder(Session).decode
+
+
+def decoder_of(data_type: Any) -> Decode:
+    """Return what decodes payloads whose data are of a type, in the one pass that any takes."""
+    generic: Any = Session  # no checker knows a type that comes as an argument
+    decode: Decode = msgspec.msgpack.Decoder(generic[data_type]).decode
+    return decode
+
+
+_DATA: Final = f"$[{Session.__struct_fields__.index('data')}]"
+
+
+def undecodable(payload: bytes, where: str, error: Exception) -> SessionDecodeError:
+    """Return the error that says which session cannot be decoded, and why."""
+    try:
+        code = decode_payload(payload).code
+    except UNDECODABLE:  # not only its data do not fit
+        code = ""
+    reason = str(error).replace(_DATA, "data")
+    whose = f"session {code!r}" if code else "the session"
+    return SessionDecodeError(
+        f"{whose} {where} cannot be decoded: {reason}", code=code, reason=reason
+    )
 
 
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)

@@ -50,6 +50,11 @@ def _seconds_or_none(text: str) -> float | str:
     return text if text == _NONE else float(text)
 
 
+def _names(text: str) -> tuple[str, ...]:
+    """Return names that stand side by side, with commas."""
+    return tuple([name.strip() for name in text.split(",")])
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(shmstore.__version__, prog_name="shmstore")
 def cli() -> None:
@@ -75,6 +80,10 @@ def cli() -> None:
     help="How long to stay without connection and session; 0, which is for ever.",
 )
 @click.option("--sweep-interval-s", type=float, help="How often all owners are looked at; 60.")
+@click.option("--statuses", type=_names, metavar="A,B", help="Statuses beside the built-in four.")
+@click.option("--directions", type=_names, metavar="A,B", help="Directions beside the two.")
+@click.option("--code-length", type=int, help="Characters of a made-up code; 8.")
+@click.option("--alphabet", help="The characters that it is made of; 32 of them.")
 def serve(name: str, **given: object) -> None:
     """Serve the store NAME from this very process, until Ctrl-C or SIGTERM.
 

@@ -11,6 +11,7 @@ from msgspec import UnsetType
 
 from shmstore._table.record import ClientId
 from shmstore.model import Owner
+from shmstore.wire.fields import BUILT_IN, Names
 from shmstore.wire.messages import Batch, Batched, DeleteWhere, Done, Gone, Item, Number
 
 Operation: TypeAlias = Item | Batch | DeleteWhere
@@ -55,6 +56,7 @@ class Context(msgspec.Struct, frozen=True):
         max_session_bytes: The store's limit.
         is_dead: Whether an owner is dead now; asked of others than the caller.
         happened: Is told of what is done.
+        names: The store's statuses and directions.
 
     """
 
@@ -66,3 +68,4 @@ class Context(msgspec.Struct, frozen=True):
     max_session_bytes: int
     is_dead: Callable[[Owner], bool] = _alive
     happened: Happened = _unwatched
+    names: Names = BUILT_IN

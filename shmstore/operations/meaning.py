@@ -23,7 +23,7 @@ from shmstore.model import Owner
 from shmstore.operations import payloads
 from shmstore.operations.context import StaleOwnerError
 from shmstore.operations.payloads import Stored
-from shmstore.wire.fields import NAMES, Fields
+from shmstore.wire.fields import NAMES, Fields, check_names
 from shmstore.wire.messages import (
     Claim,
     Create,
@@ -119,7 +119,7 @@ def _update(find: Find, item: Update, context: Context, base: int) -> Effect:
     block = _present(find, item, base)
     _refuse_stale(block.owner, context)
     stored = payloads.decode(block.payload)
-    _merge(stored, item.fields)
+    _merge(stored, item.fields, context)
     return _next(block, stored, item, context)
 
 
@@ -136,7 +136,7 @@ def _claim(find: Find, item: Claim, context: Context, base: int) -> Effect:
         msg = f"session {item.code!r} is {stored.status} already; only a pending one can be claimed"
         session = decode_payload(block.payload)
         raise AlreadyClaimedError(msg, code=item.code, session=session)
-    _merge(stored, fields)
+    _merge(stored, fields, context)
     stored.status = "connected"
     if fields.connected_at is UNSET:
         stored.connected_at = context.wall()
@@ -148,7 +148,7 @@ def _replace(find: Find, item: Replace | Put, context: Context, base: int) -> Ef
     _refuse_other_code(fields, item.code)
     block = _present(find, item, base)
     _refuse_stale(block.owner, context)
-    _check_values(fields)
+    _check_values(fields, context)
     before = payloads.decode(block.payload)
     created_at = fields.created_at or before.created_at
     stored = _fresh(item.code, fields, created_at, before.created_version)
@@ -285,8 +285,9 @@ def _refuse_other_code(fields: Fields, code: str) -> None:
         raise ValueError(msg)
 
 
-def _check_values(fields: Fields) -> None:
+def _check_values(fields: Fields, context: Context) -> None:
     """Refuse what readers could not take, whatever the client checked: others have to read it."""
+    check_names(fields, context.names)
     if fields.created_at is not UNSET:
         check_value(fields.created_at, "created_at")
     if fields.connected_at is not UNSET:
@@ -305,7 +306,7 @@ def _check_values(fields: Fields) -> None:
 def _new(code: str, fields: Fields, item: Create | Put | Increment, context: Context) -> Effect:
     """Return the effect of creating a session where there is none."""
     _refuse_other_code(fields, code)
-    _check_values(fields)
+    _check_values(fields, context)
     given = context.given(item)
     owner = (None if item.unowned else context.caller) if given is UNSET else given
     stored = _fresh(code, fields, fields.created_at or context.wall(), 0)
@@ -326,9 +327,9 @@ def _next(
     return Effect(item.code, block, stored, owner, expires_ns, item.ttl_us)
 
 
-def _merge(stored: Stored, fields: Fields) -> None:
+def _merge(stored: Stored, fields: Fields, context: Context) -> None:
     """Put what is given in the place of what was there."""
-    _check_values(fields)
+    _check_values(fields, context)
     if fields.direction is not UNSET:
         stored.direction = fields.direction
     if fields.status is not UNSET:

@@ -30,6 +30,7 @@ from shmstore.operations import Context, StaleOwnerError
 from shmstore.server.feed import Feed
 from shmstore.server.pins import Pins
 from shmstore.wire import messages
+from shmstore.wire.fields import Names
 from shmstore.wire.messages import Create, Increment, Put
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Host:
         self.watcher = watcher
         self._table = file.writer
         self.options = header.options_of(file.words.view)
+        self._names = Names.of(self.options)
         self._warned = False
         self.feed = Feed(self._table.base, self._table.lsn)
         self.pins = Pins(file.paths, file)
@@ -106,6 +108,7 @@ class Host:
             self.options.max_session_bytes,
             self._is_dead,
             self.feed.note,
+            self._names,
         )
         while True:
             try:

@@ -12,7 +12,7 @@ from shmstore._table import header
 from shmstore._table import layout as at
 from shmstore._table.layout import Layout
 from shmstore._table.words import Words
-from shmstore.errors import AccessDeniedError
+from shmstore.errors import AccessDeniedError, TableCorruptError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +50,18 @@ def existing(descriptor: int, path: Path) -> Mapped:
     memory.require_table_size(size, path)
     words = Words(memory.map_shared(descriptor, size, writable=True), memory.fence())
     return Mapped(descriptor, Layout.of_table(words.view, size), words)
+
+
+def why_unfit(table: Mapped) -> str:
+    """Return why a dead manager's table cannot be gone on with; empty if it can."""
+    state, version = table.words.load(at.H_STATE), table.version_reached
+    if state != at.STATE_READY or version >= at.VERSION_END:
+        return f"its state is {state}, and it has reached version {version}"
+    try:
+        header.options_of(table.words.view)
+    except TableCorruptError as error:
+        return error.reason
+    return ""
 
 
 def require_own_namespaces(table: Mapped, path: Path) -> None:

@@ -154,9 +154,9 @@ class TableFile:
     def _adopt(self, found: Mapped) -> bool:
         """Go on with a dead manager's table; False when there is nothing to hold on to."""
         words, layout = found.words, found.layout
-        if words.load(at.H_STATE) != at.STATE_READY or found.version_reached >= at.VERSION_END:
-            state, version = words.load(at.H_STATE), found.version_reached
-            self._give_up(found, f"its state is {state}, and it has reached version {version}")
+        unfit = mapped.why_unfit(found)
+        if unfit:
+            self._give_up(found, unfit)
             return False
         dead = words.load(at.H_MANAGER_PID)
         quarantine = Quarantine(self.paths.directory / f"{self.paths.name}.quarantine")

@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from shmstore import config
 from shmstore.errors import SessionNotFoundError, StoreNotRunningError, VersionConflictError
+from shmstore.model import DataT
 from shmstore.store.batch import Gathered
 from shmstore.store.described import described, fits
 from shmstore.store.watching import wait_for
@@ -20,21 +21,21 @@ if TYPE_CHECKING:
     from shmstore.model import Session
 
 
-class Combined(SessionTable):
+class Combined(SessionTable[DataT]):
     """A table that is read as well: a SessionStore, but for how it is opened."""
 
     if TYPE_CHECKING:  # the store's own
 
-        def get(self, code: str) -> Session | None: ...  # noqa: D102  # SessionStore's says it
-        def _sessions(self) -> list[Session]: ...
+        def get(self, code: str) -> Session[DataT] | None: ...  # noqa: D102  # SessionStore's says it
+        def _sessions(self) -> list[Session[DataT]]: ...
 
     def modify(
         self,
         code: str,
-        change: Callable[[Session], Mapping[str, Any] | None],
+        change: Callable[[Session[DataT]], Mapping[str, Any] | None],
         *,
         timeout_s: float | None = None,
-    ) -> Session:
+    ) -> Session[DataT]:
         """Change a session by what it is, and return it: read, compute, write if nobody else did.
 
             >>> session = store.create(code="CART", items=1)
@@ -72,7 +73,7 @@ class Combined(SessionTable):
     @contextlib.contextmanager
     def scoped(
         self, mapping: Mapping[str, Any] | None = None, /, **fields: Any
-    ) -> Iterator[Session]:
+    ) -> Iterator[Session[DataT]]:
         """Create a session, and delete that very session at the end of the block.
 
             >>> with store.scoped(direction="send") as session:
@@ -96,7 +97,7 @@ class Combined(SessionTable):
         msg = "sessions are not assigned: use put(code, {...}) or update(code, field=value)"
         raise TypeError(msg)
 
-    def get_many(self, codes: Iterable[str]) -> dict[str, Session]:
+    def get_many(self, codes: Iterable[str]) -> dict[str, Session[DataT]]:
         """Return the sessions of these codes that there are, by code; the manager is not asked."""
         found = ((code, self.get(code)) for code in codes)
         return {code: session for code, session in found if session is not None}
@@ -109,7 +110,7 @@ class Combined(SessionTable):
         direction: str | UnsetType | None = UNSET,
         prefix: str = "",
         older_than_s: float | None = None,
-        where: Callable[[Session], object] | None = None,
+        where: Callable[[Session[DataT]], object] | None = None,
         timeout_s: float | None = None,
     ) -> int:
         """Delete every session that is as described, and return how many there were.
@@ -147,9 +148,9 @@ class Combined(SessionTable):
     def wait_for(
         self,
         code: str,
-        condition: Callable[[Session | None], object],
+        condition: Callable[[Session[DataT] | None], object],
         timeout_s: float | None = None,
-    ) -> Session | None:
+    ) -> Session[DataT] | None:
         """Wait until a condition holds for a session, and return that session.
 
             >>> session = store.create(code="JOB", status="completed")

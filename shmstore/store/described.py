@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET, UnsetType
 
@@ -45,7 +45,7 @@ def described(
     )
 
 
-def fits(request: DeleteWhere, session: Session) -> bool:
+def fits(request: DeleteWhere, session: Session[Any]) -> bool:
     """Say whether a session is as described."""
     return (
         (request.owner_pid is None or (session.owner_pid or 0) == request.owner_pid)

@@ -17,6 +17,7 @@ from shmstore._table import header
 from shmstore._table import layout as at
 from shmstore._table.layout import Layout
 from shmstore._table.reader import TableEndedError, TableReader
+from shmstore._table.record import decode_payload
 from shmstore.errors import (
     ManagerTimeoutError,
     ManagerUnavailableError,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from shmstore._os.paths import StorePaths
     from shmstore._table.reader import Cache
+    from shmstore._table.record import Decode
+    from shmstore.model import StoreOptions
     from shmstore.proxy import SessionTableProxy
     from shmstore.store.settings import Settings
 
@@ -49,6 +52,7 @@ class FollowedTable:
 
     Args:
         settings: What the handle was opened with.
+        decode: What makes a session of a payload.
 
     Attributes:
         cache: Decoded sessions by code.
@@ -56,11 +60,13 @@ class FollowedTable:
 
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, decode: Decode = decode_payload) -> None:
         self.cache: Cache = {}
         self.reader = _NONE_YET
         self._settings = settings
         self._paths = settings.paths
+        self._options = settings.options
+        self._decode = decode
         self._euid = os.geteuid()
         self._looked_ns = 0  # when the heartbeat was last found to be old
 
@@ -95,7 +101,7 @@ class FollowedTable:
             time.sleep(starter.pause_s(attempt, deadline_s))
         else:
             raise self.ended("ends as often as it is opened, or its table was removed")
-        settings.require_same(header.options_of(self.reader.view))
+        settings.require_same(self.options)
 
     def get_cold(self, code: str, default: object = None) -> Any:  # see get's overloads
         """Return what the cache does not have, or has no more."""
@@ -107,6 +113,16 @@ class FollowedTable:
             check_code(code)  # no str, most likely
             raise
         return default if session is None else session
+
+    @property
+    def options(self) -> StoreOptions:
+        """The options of the store that runs; if none does, of the one that a write would start.
+
+        A table that has ended may have been followed by one of other options.
+        """
+        if self.reader.view[at.H_STATE] != at.STATE_READY and not self._move_on(0):
+            return self._settings.options
+        return self._options
 
     def read(self, read: Callable[[TableReader], _R], empty: _R) -> _R:
         """Read from the table that has the store's name now; `empty` when it ended idle.
@@ -189,7 +205,7 @@ class FollowedTable:
         if os.geteuid() != self._euid:
             raise became_another_user(self._settings.name, self._euid)
         try:
-            reader = _attach(self._paths, self.cache, self._settings.cache_max_count)
+            reader = _attach(self._paths, self.cache, self._settings.cache_max_count, self._decode)
         except ShmStoreError:
             raise
         except OSError as error:
@@ -197,6 +213,7 @@ class FollowedTable:
             raise ManagerUnavailableError(f"{msg}; close what is not needed") from error
         if reader is None or reader.view[at.H_BASE] < base:
             return False
+        self._options = header.options_of(reader.view)
         self.cache.clear()
         self.reader = reader
         return True
@@ -218,7 +235,9 @@ _NONE_YET: Final = cast("TableReader", _NoReader())
 _CLOSED: Final = cast("TableReader", _NoReader())
 
 
-def _attach(files: StorePaths, cache: Cache, cache_max_count: int) -> TableReader | None:
+def _attach(
+    files: StorePaths, cache: Cache, cache_max_count: int, decode: Decode = decode_payload
+) -> TableReader | None:
     """Map a store's table read-only; None when there is none, or it has ended.
 
     Raises:
@@ -255,4 +274,5 @@ def _attach(files: StorePaths, cache: Cache, cache_max_count: int) -> TableReade
         cache=cache,
         cache_max_count=cache_max_count,
         fence=memory.fence(),
+        decode=decode,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from msgspec import UNSET, UnsetType
 
@@ -11,11 +11,56 @@ from shmstore.store.settings import settings_of
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
+    from typing import Unpack
+
+    from shmstore.model import DataT, TypeOf
 
 
+class _Options(TypedDict, total=False):
+    """The store's options, for those who check types: `open` has each by its name."""
+
+    map_size_bytes: int | UnsetType
+    max_session_bytes: int | UnsetType
+    unowned_max_age_s: float | UnsetType | None
+    idle_timeout_s: float | UnsetType
+    sweep_interval_s: float | UnsetType
+    statuses: tuple[str, ...] | UnsetType
+    directions: tuple[str, ...] | UnsetType
+    code_length: int | UnsetType
+    alphabet: str | UnsetType
+
+
+@overload
+def open(  # noqa: A001  # the same
+    name: str,
+    *,
+    data_type: TypeOf[DataT],
+    start: bool = True,
+    directory: str | os.PathLike[str] | None = None,
+    owned: bool | None = None,
+    timeout_s: float | None = None,
+    cache_max_count: int | None = None,
+    code_factory: Callable[[], str] | None = None,
+    **options: Unpack[_Options],
+) -> SessionStore[DataT]: ...
+@overload
+def open(  # noqa: A001  # the same
+    name: str,
+    *,
+    data_type: None = None,
+    start: bool = True,
+    directory: str | os.PathLike[str] | None = None,
+    owned: bool | None = None,
+    timeout_s: float | None = None,
+    cache_max_count: int | None = None,
+    code_factory: Callable[[], str] | None = None,
+    **options: Unpack[_Options],
+) -> SessionStore: ...
 def open(  # noqa: A001  # used as shmstore.open
     name: str,
     *,
+    data_type: Any = None,
     start: bool = True,
     directory: str | os.PathLike[str] | None = None,
     owned: bool | None = None,
@@ -26,7 +71,12 @@ def open(  # noqa: A001  # used as shmstore.open
     unowned_max_age_s: float | UnsetType | None = UNSET,
     idle_timeout_s: float | UnsetType = UNSET,
     sweep_interval_s: float | UnsetType = UNSET,
-) -> SessionStore:
+    statuses: tuple[str, ...] | UnsetType = UNSET,
+    directions: tuple[str, ...] | UnsetType = UNSET,
+    code_length: int | UnsetType = UNSET,
+    alphabet: str | UnsetType = UNSET,
+    code_factory: Callable[[], str] | None = None,
+) -> SessionStore[Any]:
     """Attach to the store of this name, and start its manager when none runs.
 
     Of many processes that open it at once exactly one starts the manager. What is not given is
@@ -35,6 +85,9 @@ def open(  # noqa: A001  # used as shmstore.open
 
     Args:
         name: 1 to 64 of A-Z a-z 0-9 . _ -, the first no . _ or -.
+        data_type: What `session.data` is for this handle: a msgspec Struct, a dataclass or a
+            TypedDict. What is written through the handle is checked against it, and what does not
+            fit when read is a SessionDecodeError. None: a mapping of anything.
         start: Whether a manager may be started, now or by a later write.
         directory: The store's directory; SHMSTORE_DIR, or this user's in /dev/shm.
         owned: Whether sessions created here belong to this process by default; True.
@@ -47,6 +100,14 @@ def open(  # noqa: A001  # used as shmstore.open
         idle_timeout_s: Of the store: how long the manager stays without connection and session;
             60; 0 for ever.
         sweep_interval_s: Of the store: how often every owner and age is looked at; 60.
+        statuses: Of the store: names that a status may have beside the built-in four, each of 1 to
+            32 of a-z 0-9 _ -; none.
+        directions: Of the store: likewise of a direction, beside "send" and "receive"; none.
+        code_length: Of the store: characters of a made-up code; 8. A code has at most 255 bytes.
+        alphabet: Of the store: the characters it is made of, at least 2; 32 that cannot be
+            confused. A code has code_length * log2(len(alphabet)) bits: 40.
+        code_factory: Makes the codes of this handle instead: a callable that returns a str. To
+            pickle the handle, it must be a function of a module.
 
     Raises:
         StoreNotRunningError: None runs, and start is False.
@@ -59,6 +120,7 @@ def open(  # noqa: A001  # used as shmstore.open
     """
     settings = settings_of(
         name,
+        data_type=data_type,
         start=start,
         directory=directory,
         owned=owned,
@@ -69,5 +131,10 @@ def open(  # noqa: A001  # used as shmstore.open
         unowned_max_age_s=unowned_max_age_s,
         idle_timeout_s=idle_timeout_s,
         sweep_interval_s=sweep_interval_s,
+        statuses=statuses,
+        directions=directions,
+        code_length=code_length,
+        alphabet=alphabet,
+        code_factory=code_factory,
     )
     return SessionStore(settings)

@@ -93,7 +93,7 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
             msg = f"where is a function from a session to a bool, or None, not {self.where!r}"
             raise TypeError(msg)
 
-    def among(self, sessions: Iterable[Session], now: datetime) -> list[Session]:
+    def among(self, sessions: Iterable[Session[Any]], now: datetime) -> list[Session[Any]]:
         """Return those of the sessions that are meant, in the same order; a list of its own.
 
         Args:
@@ -194,7 +194,7 @@ def check_page_limit(limit: object) -> int:
 
 
 def page_of(
-    sessions: Iterable[Session],
+    sessions: Iterable[Session[Any]],
     filters: Filters,
     now: datetime,
     *,

@@ -6,7 +6,7 @@ One place for the store that waits and the one that is awaited, and for what a b
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from msgspec import UNSET
 
@@ -31,6 +31,21 @@ if TYPE_CHECKING:
 
     from shmstore.wire.fields import Fields
 
+
+class Gather(Protocol):
+    """Makes checked fields of what a caller gives."""
+
+    def __call__(  # noqa: D102  # the class says it
+        self,
+        mapping: Mapping[str, Any] | None,
+        keywords: Mapping[str, Any],
+        data: Any,
+        /,
+        *,
+        whole: bool,
+    ) -> Fields: ...
+
+
 _RESERVED: Final = frozenset({"if_version", "if_created", "expect", "ttl_s", "timeout_s", "data"})
 _US: Final = 1_000_000
 
@@ -40,23 +55,26 @@ class Requests:
 
     Args:
         owned: Whether a session that is created belongs to this process unless told otherwise.
+        gather: Makes the checked fields of a mapping, keywords and data; `whole`: what is not given
+            is not there.
 
     """
 
-    def __init__(self, *, owned: bool) -> None:
+    def __init__(self, *, owned: bool, gather: Gather | None = None) -> None:
         self._owned = owned
+        self._gather_rest = gather or _gather_any
 
     def create(
         self,
         mapping: Mapping[str, Any] | None,
         given: Mapping[str, Any],
-        data: Mapping[str, Any] | None = None,
+        data: Any = None,
         ttl_s: float | None = None,
         *,
         or_get: bool = False,
     ) -> Create:
         """Ask for a new session. Without a code it has to be given one before it is sent."""
-        gathered = gather(mapping, given, data)
+        gathered = self._gather(mapping, given, data)
         return Create(*HEAD, gathered, not self._owned, _ttl_us(ttl_s), or_get)
 
     def update(
@@ -64,39 +82,40 @@ class Requests:
         code: str,
         mapping: Mapping[str, Any] | None,
         given: Mapping[str, Any],
-        data: Mapping[str, Any] | None = None,
+        data: Any = None,
         ttl_s: float | None = None,
         **conditions: Any,
     ) -> Update:
         """Ask for a merge."""
         head = _conditional(code, **conditions)
-        return Update(**head, fields=gather(mapping, given, data), ttl_us=_ttl_us(ttl_s))
+        gathered = self._gather(mapping, given, data, whole=False)
+        return Update(**head, fields=gathered, ttl_us=_ttl_us(ttl_s))
 
     def replace(
         self,
         code: str,
         mapping: Mapping[str, Any] | None,
         given: Mapping[str, Any],
-        data: Mapping[str, Any] | None = None,
+        data: Any = None,
         ttl_s: float | None = None,
         **conditions: Any,
     ) -> Replace:
         """Ask for a session made anew."""
         head = _conditional(code, **conditions)
-        return Replace(**head, fields=gather(mapping, given, data), ttl_us=_ttl_us(ttl_s))
+        return Replace(**head, fields=self._gather(mapping, given, data), ttl_us=_ttl_us(ttl_s))
 
     def put(
         self,
         code: str,
         mapping: Mapping[str, Any] | None,
         given: Mapping[str, Any],
-        data: Mapping[str, Any] | None = None,
+        data: Any = None,
         ttl_s: float | None = None,
         **conditions: Any,
     ) -> Put:
         """Ask for a session made anew, or made."""
         head = _conditional(code, **conditions)
-        gathered = gather(mapping, given, data)
+        gathered = self._gather(mapping, given, data)
         return Put(**head, fields=gathered, unowned=not self._owned, ttl_us=_ttl_us(ttl_s))
 
     def claim(
@@ -104,12 +123,12 @@ class Requests:
         code: str,
         mapping: Mapping[str, Any] | None,
         given: Mapping[str, Any],
-        data: Mapping[str, Any] | None = None,
+        data: Any = None,
         ttl_s: float | None = None,
         **conditions: Any,
     ) -> Claim:
         """Ask for a session that is pending."""
-        gathered = gather(mapping, given, data)
+        gathered = self._gather(mapping, given, data, whole=False)
         if gathered.status is not UNSET:
             msg = f"a claim makes the status 'connected': status={gathered.status!r} is not given"
             raise ValueError(msg)
@@ -153,7 +172,7 @@ class Requests:
         if default is None and ttl_s is not None:
             msg = "ttl_s is that of the session which `default` makes: give both, or use touch()"
             raise ValueError(msg)
-        made = None if default is None else gather(default, {}, None)
+        made = None if default is None else self._gather(default, {}, None)
         head = _conditional(code, **conditions)
         return Increment(
             **head,
@@ -164,16 +183,30 @@ class Requests:
             ttl_us=_ttl_us(ttl_s),
         )
 
+    def _gather(
+        self,
+        mapping: Mapping[str, Any] | None,
+        given: Mapping[str, Any],
+        data: Any,
+        *,
+        whole: bool = True,
+    ) -> Fields:
+        """Return the checked fields of a write."""
+        if not _RESERVED.isdisjoint(given):
+            misplaced = ", ".join(sorted(_RESERVED.intersection(given)))
+            msg = f"{misplaced} cannot be given here; a key of that name goes in the mapping"
+            raise TypeError(msg)
+        return self._gather_rest(mapping, given, data, whole=whole)
 
-def gather(
-    mapping: Mapping[str, Any] | None, given: Mapping[str, Any], data: Mapping[str, Any] | None
+
+def _gather_any(
+    mapping: Mapping[str, Any] | None,
+    keywords: Mapping[str, Any],
+    data: Any,
+    *,
+    whole: bool,  # noqa: ARG001  # of a mapping of anything no key can be missing
 ) -> Fields:
-    """Return the checked fields of a write."""
-    if not _RESERVED.isdisjoint(given):
-        misplaced = ", ".join(sorted(_RESERVED.intersection(given)))
-        msg = f"{misplaced} cannot be given here; a key of that name goes in the mapping"
-        raise TypeError(msg)
-    return wire_fields.gather(mapping, given, data)
+    return wire_fields.gather(mapping, keywords, data)
 
 
 def _conditional(
@@ -209,7 +242,7 @@ def _check_version(value: object, name: str) -> None:
 
 def _expected(expect: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is expected, as it is compared: checked as if it were written."""
-    expected = dict(gather(expect, {}, None).rest)
+    expected = dict(_gather_any(expect, {}, None, whole=False).rest)
     expected.update({name: expect[name] for name in wire_fields.NAMES & expect.keys()})
     return expected
 

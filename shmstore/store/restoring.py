@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -61,7 +61,7 @@ class _Wanted(NamedTuple):
 
 
 def restore(
-    store: SessionStore,
+    store: SessionStore[Any],
     source: str | os.PathLike[str] | Readable,
     owner_pid: int | UnsetType | None,
     max_session_bytes: int,
@@ -132,7 +132,7 @@ def _require_fits(wanted: _Wanted, max_session_bytes: int) -> None:
         raise SessionTooLargeError(msg, size_bytes=size, max_bytes=max_session_bytes)
 
 
-def _create_all(store: SessionStore, wanted: list[_Wanted], unowned: list[str]) -> Restored:
+def _create_all(store: SessionStore[Any], wanted: list[_Wanted], unowned: list[str]) -> Restored:
     """Create them in as few round trips as may be. An error leaves those that were created."""
     created = 0
     existing: list[str] = []
@@ -153,7 +153,7 @@ def _create_all(store: SessionStore, wanted: list[_Wanted], unowned: list[str]) 
     return Restored(created, tuple(existing), tuple(unowned))
 
 
-def _outcomes(store: SessionStore, wanted: list[_Wanted]) -> list[object]:
+def _outcomes(store: SessionStore[Any], wanted: list[_Wanted]) -> list[object]:
     """Return what came of each: a session, or an error."""
     mappings = [{**each.saved.data, **each.saved.fields, "owner_pid": each.pid} for each in wanted]
     try:
@@ -164,7 +164,7 @@ def _outcomes(store: SessionStore, wanted: list[_Wanted]) -> list[object]:
         return error.outcomes
 
 
-def _kept(store: SessionStore, session: Session, owner: Owner) -> bool:
+def _kept(store: SessionStore[Any], session: Session, owner: Owner) -> bool:
     """Say whether a session was given to its very owner; if that is not certain, delete it.
 
     The store gives it to whoever has the pid. If the owner runs now, it had the pid all the while.

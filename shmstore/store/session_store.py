@@ -25,12 +25,14 @@ from shmstore._table import header
 from shmstore._table.layout import H_COUNT, NEVER
 from shmstore._table.reader import TableReader, hot_get
 from shmstore.errors import (
+    SessionExistsError,
     SessionNotFoundError,
     ShmStoreError,
     StoreAlreadyRunningError,
 )
-from shmstore.model import ChildSpec, OwnerInfo, Page, Restored, Session, StoreStats
+from shmstore.model import ChildSpec, DataT, OwnerInfo, Page, Restored, Session, StoreStats
 from shmstore.proxy import SessionTableProxy
+from shmstore.store import codes
 from shmstore.store.combined import Combined
 from shmstore.store.followed import FollowedTable
 from shmstore.store.owners import owners_of
@@ -45,20 +47,26 @@ from shmstore.store.requests import Requests
 from shmstore.store.restoring import restore
 from shmstore.store.settings import check_timeout, settings_of
 from shmstore.store.snapshot import Snapshot, take
+from shmstore.store.typed import typed_data
+from shmstore.wire import fields as wire_fields
 from shmstore.wire.launch import Launch
+from shmstore.wire.messages import DoneHere
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
+    from shmstore.model import TypeOf
     from shmstore.store.restoring import Readable
     from shmstore.store.settings import Settings
+    from shmstore.wire.fields import Fields
+    from shmstore.wire.messages import Request
 
 _T = TypeVar("_T")
 
 
-class SessionStore(Combined):
+class SessionStore(Combined[DataT]):
     """A handle of a store: a mapping from code to Session, shared by every process of the machine.
 
     Made by `shmstore.open`, by `start_link`, or by unpickling. Thread-safe, usable after a fork, a
@@ -72,13 +80,14 @@ class SessionStore(Combined):
         """Use `shmstore.open`; `started`: a manager was just started, so none need be."""
         self._settings = settings
         self._closed = False
-        self._table = FollowedTable(settings)
+        self._typed = typed_data(settings.data_type)
+        self._table = FollowedTable(settings, self._typed.decode)
         self._proxy = SessionTableProxy(
             settings.paths,
             timeout_s=settings.timeout_s,
             start=self._table.start_anew if settings.start else None,
         )
-        self._requests = Requests(owned=settings.owned)
+        self._requests = Requests(owned=settings.owned, gather=self._gather)
         self._table.attach_first(self._proxy, started=started)
         if type(self).get is SessionStore.get:
             # A closure on the instance costs half of a method. Not over a subclass's own get.
@@ -87,9 +96,9 @@ class SessionStore(Combined):
     # --- Reads
 
     @overload
-    def get(self, code: str) -> Session | None: ...
+    def get(self, code: str) -> Session[DataT] | None: ...
     @overload
-    def get(self, code: str, default: _T) -> Session | _T: ...
+    def get(self, code: str, default: _T) -> Session[DataT] | _T: ...
     def get(self, code: str, default: object = None) -> object:
         """Return the session of this code, or `default` when there is none, as dict.get.
 
@@ -105,14 +114,14 @@ class SessionStore(Combined):
             StoreNotRunningError: The store was stopped.
             StoreClosedError: This handle is closed.
             TableCorruptError: The record is damaged.
-            SessionDecodeError: A later version of this package wrote it.
+            SessionDecodeError: Its data are not of the handle's data_type; the error says why.
             ReadContendedError: The session was being written at each of 64 attempts.
             AccessDeniedError: This process became another user, and the table it had has ended.
 
         """
         return self._table.get_cold(code, default)
 
-    def __getitem__(self, code: str) -> Session:
+    def __getitem__(self, code: str) -> Session[DataT]:
         """Return the session of this code.
 
         Raises:
@@ -171,7 +180,7 @@ class SessionStore(Combined):
         newer_than_s: float | None = None,
         where: Callable[[Session], object] | None = None,
         limit: int | None = None,
-    ) -> list[Session]:
+    ) -> list[Session[DataT]]:
         """Return the sessions, newest `created_at` first.
 
         They are one instant's picture whenever it can be had in 8 attempts (always on a quiet or a
@@ -372,8 +381,16 @@ class SessionStore(Combined):
         """The store's name."""
         return self._settings.name
 
+    @overload
     @classmethod
-    def start_link(cls, name: str, **options: Any) -> Self:
+    def start_link(
+        cls, name: str, *, data_type: TypeOf[_T], **options: Any
+    ) -> SessionStore[_T]: ...
+    @overload
+    @classmethod
+    def start_link(cls, name: str, *, data_type: None = None, **options: Any) -> Self: ...
+    @classmethod
+    def start_link(cls, name: str, **options: Any) -> Any:  # see the overloads
         """Start a manager that is linked to this process, and return a handle.
 
         The store ends when this process does, however it does: exits, crashes or is killed.
@@ -446,8 +463,8 @@ class SessionStore(Combined):
         """Close the handle."""
         self.close()
 
-    def __reduce__(self) -> tuple[Callable[..., SessionStore], tuple[Settings]]:
-        """Pickle the settings; the other process attaches by name."""
+    def __reduce__(self) -> tuple[Callable[..., SessionStore[DataT]], tuple[Settings]]:
+        """Pickle the settings; the other process attaches by name, and imports the data_type."""
         return type(self), (self._settings,)
 
     def __repr__(self) -> str:
@@ -455,10 +472,33 @@ class SessionStore(Combined):
         state = " closed" if self._closed else ""
         return f"<{type(self).__name__} {self._settings.name!r}{state}>"
 
-    def _sessions(self) -> list[Session]:
+    def _sessions(self) -> list[Session[DataT]]:
         if self._settings.start and self._table.looks_abandoned():
             with contextlib.suppress(ShmStoreError):  # what is there can be read all the same
                 self._proxy.revive()
                 self._table.attach_again()
-        nothing: list[Session] = []
+        nothing: list[Session[Any]] = []
         return self._table.read(TableReader.newest_first, nothing)
+
+    def _gather(
+        self,
+        mapping: Mapping[str, Any] | None,
+        keywords: Mapping[str, Any],
+        data: Any,
+        *,
+        whole: bool,
+    ) -> Fields:
+        """Return the checked fields of a write; `whole`: what it does not give is not there."""
+        names = wire_fields.Names.of(self._table.options)
+        return self._typed.gather(mapping, keywords, data, names, whole=whole)
+
+    def _written(self, request: Request, timeout_s: float | None) -> Session[DataT]:
+        """Return what the manager answers to a write, with data of the handle's type."""
+        return self._typed.answered(lambda: self._ask(DoneHere, request, timeout_s).session)
+
+    def _make_code(self) -> str:
+        return codes.made_up(self._table.options, self._settings.code_factory)
+
+    def _all_taken(self, last: SessionExistsError) -> SessionExistsError:
+        options, factory = self._table.options, self._settings.code_factory
+        return codes.all_taken(options, factory, last, self.count_active())

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET
 
 from shmstore import config
 from shmstore._os.paths import StorePaths, store_paths
+from shmstore._table import header
 from shmstore.errors import StoreOptionsError
 from shmstore.model import StoreOptions
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from shmstore.store import codes, typed
+from shmstore.wire.fields import DIRECTIONS, STATUSES
 
 Seconds = float | int
 
@@ -36,6 +38,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         timeout_s: Its calls' default deadline.
         cache_max_count: Decoded sessions that its reader keeps.
         named: The store's options that were named, by argument or environment.
+        code_factory: What makes its codes; None: they are made of the store's alphabet.
+        data_type: What its sessions' data are; None: mappings.
 
     """
 
@@ -46,6 +50,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float
     cache_max_count: int
     named: dict[str, Any]
+    code_factory: Callable[[], str] | None = None
+    data_type: Any = None
 
     @property
     def paths(self) -> StorePaths:
@@ -82,6 +88,8 @@ def settings_of(
     owned: bool | None = None,
     timeout_s: float | None = None,
     cache_max_count: int | None = None,
+    code_factory: Callable[[], str] | None = None,
+    data_type: Any = None,
     **options: object,
 ) -> Settings:
     """Return what an open with these options amounts to; nothing is touched.
@@ -99,6 +107,8 @@ def settings_of(
         timeout_s=timeout_s,
         cache_max_count=cache_max_count,
         options=options,
+        code_factory=code_factory,
+        data_type=data_type,
     )
 
 
@@ -110,6 +120,8 @@ def resolve(
     timeout_s: Seconds | None,
     cache_max_count: int | None,
     options: dict[str, object],
+    code_factory: Callable[[], str] | None = None,
+    data_type: Any = None,
 ) -> Settings:
     """Return the settings of one open; what an argument leaves out, the environment may give.
 
@@ -120,6 +132,8 @@ def resolve(
         timeout_s: Likewise.
         cache_max_count: Likewise.
         options: The store's options; UNSET for not given.
+        code_factory: What makes codes; None for the store's alphabet.
+        data_type: What data are; None for mappings.
 
     Raises:
         TypeError: A value is of the wrong type.
@@ -132,7 +146,7 @@ def resolve(
         for name, value in given.items()
     }
     named = {name: check(options.get(name, UNSET), name) for name, check in _STORE.items()}
-    return Settings(
+    settings = Settings(
         name=paths.name,
         directory=str(paths.directory),
         start=start,
@@ -140,7 +154,13 @@ def resolve(
         timeout_s=_or(handle["timeout_s"], config.TIMEOUT_S),
         cache_max_count=_or(handle["cache_max_count"], config.CACHE_MAX_COUNT),
         named={name: value for name, value in named.items() if value is not UNSET},
+        code_factory=codes.check_factory(code_factory),
+        data_type=data_type,
     )
+    typed.typed_data(data_type)  # before a manager is started for it
+    codes.require_possible(settings.options)
+    header.declared_of(settings.options)  # here, and not in the manager, a mistake is explained
+    return settings
 
 
 def _or(value: Any, default: Any) -> Any:  # a setting of any type
@@ -202,6 +222,26 @@ def _seconds(*, least: float, none: bool = False) -> Callable[[object, str], flo
     return check
 
 
+def _names(built_in: tuple[str, ...]) -> Callable[[object, str], tuple[str, ...]]:
+    def check(value: object, name: str) -> tuple[str, ...]:
+        if not isinstance(value, tuple | list | set | frozenset) or not all(
+            type(item) is str for item in value
+        ):
+            msg = f"{name} is a tuple of names, not {value!r}"
+            raise TypeError(msg)
+        for item in value:
+            if re.fullmatch(config.DECLARED_NAME_PATTERN, item) is None:
+                msg = f"{name} is a tuple of names of 1 to 32 of a-z 0-9 _ -, not {value!r}"
+                raise ValueError(msg)
+        return tuple(sorted(set(value) - set(built_in)))  # so that the same is equal
+
+    return check
+
+
+def _read_names(text: str) -> tuple[str, ...]:
+    return tuple([name.strip() for name in text.split(",")])
+
+
 def _truth(value: object, name: str) -> bool:
     if type(value) is not bool:
         msg = f"{name} is True or False, not {value!r}"
@@ -237,5 +277,9 @@ _STORE: Final[dict[str, Callable[[object, str], Any]]] = {
     "unowned_max_age_s": _setting(_read_seconds, _seconds(least=config.TIMEOUT_S_MIN, none=True)),
     "idle_timeout_s": _setting(float, _seconds(least=0.0)),
     "sweep_interval_s": _setting(float, _seconds(least=config.SWEEP_INTERVAL_S_MIN)),
+    "statuses": _setting(_read_names, _names(STATUSES)),
+    "directions": _setting(_read_names, _names(DIRECTIONS)),
+    "code_length": _setting(int, _whole(1, config.CODE_MAX_BYTES)),
+    "alphabet": _setting(str, codes.check_alphabet),
 }
 assert set(_STORE) == set(StoreOptions.__struct_fields__)

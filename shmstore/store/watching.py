@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from shmstore import config
 from shmstore._os import clock, process
 from shmstore.errors import WaitTimeoutError
-from shmstore.model import Event
+from shmstore.model import DataT, Event
 from shmstore.wire.messages import HEAD, Watch
 from shmstore.wire.values import check_code
 
@@ -184,10 +184,10 @@ class Watcher:
 def wait_for(
     watcher: Watcher,
     code: str,
-    read: Callable[[str], Session | None],
-    condition: Callable[[Session | None], object],
+    read: Callable[[str], Session[DataT] | None],
+    condition: Callable[[Session[DataT] | None], object],
     timeout_s: float | None,
-) -> Session | None:
+) -> Session[DataT] | None:
     """Return the first state of a session for which a condition holds.
 
     Raises:
@@ -201,5 +201,5 @@ def wait_for(
         if event is None:
             msg = f"session {code!r} did not come to what was waited for in {timeout_s} s"
             raise WaitTimeoutError(msg, code=code, timeout_s=timeout_s or 0.0)
-        session = event.session if event.code else read(code)
+        session = event.session if event.code else read(code)  # type: ignore[assignment]  # of no type
     return session

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from msgspec import UNSET, UnsetType
 
@@ -14,7 +13,9 @@ from shmstore.errors import (
     SessionExistsError,
     ShmStoreError,
 )
+from shmstore.model import DataT, StoreOptions
 from shmstore.proxy import expect as answer_of
+from shmstore.store import codes
 from shmstore.store.batch import Batch, Gathered
 from shmstore.store.described import described
 from shmstore.store.settings import check_timeout
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
     from shmstore.wire.messages import Create, Item, Request
 
 _A = TypeVar("_A")
+_DEFAULTS: Final = StoreOptions()
 
 
-class SessionTable:
+class SessionTable(Generic[DataT]):
     """The writes of a store alone; it maps no table, and reads nothing.
 
     Args:
@@ -50,11 +52,11 @@ class SessionTable:
         mapping: Mapping[str, Any] | None = None,
         /,
         *,
-        data: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | DataT | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
         **fields: Any,
-    ) -> Session:
+    ) -> Session[DataT]:
         """Create a session and return it.
 
             >>> session = store.create(direction="send", speed="fast")
@@ -85,28 +87,28 @@ class SessionTable:
         request = self._requests.create(mapping, fields, data, ttl_s)
         return self._create(request, timeout_s)
 
-    def _create(self, request: Create, timeout_s: float | None) -> Session:
+    def _create(self, request: Create, timeout_s: float | None) -> Session[DataT]:
         """Create; a code that is made up is made up again while it is taken."""
-        ask = functools.partial(self._ask, DoneHere, request, timeout_s)
         if request.fields.code is not UNSET:
-            return ask().session
-        for _ in range(config.CODE_ATTEMPTS_MAX - 1):
+            return self._written(request, timeout_s)
+        for _ in range(config.CODE_ATTEMPTS_MAX):
             request.fields.code = self._make_code()
-            with contextlib.suppress(SessionExistsError):
-                return ask().session
-        request.fields.code = self._make_code()
-        return ask().session
+            try:
+                return self._written(request, timeout_s)
+            except SessionExistsError as error:
+                taken = error
+        raise self._all_taken(taken) from taken
 
     def create_or_get(
         self,
         mapping: Mapping[str, Any] | None = None,
         /,
         *,
-        data: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | DataT | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
         **fields: Any,
-    ) -> Session:
+    ) -> Session[DataT]:
         """Create a session, or return the one that has the code already, as it is.
 
             >>> store.create_or_get(code="LOBBY", seats=4).data["seats"]
@@ -128,12 +130,12 @@ class SessionTable:
         *,
         if_version: int | None = None,
         if_created: int | None = None,
-        data: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | DataT | None = None,
         expect: Mapping[str, Any] | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
         **fields: Any,
-    ) -> Session:
+    ) -> Session[DataT]:
         """Merge fields into a session, atomically in the manager, and return its new state.
 
             >>> session = store.create(code="A7X9K2M4")
@@ -171,7 +173,7 @@ class SessionTable:
         """
         conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
         request = self._requests.update(code, mapping, fields, data, ttl_s, **conditions)
-        return self._ask(DoneHere, request, timeout_s).session
+        return self._written(request, timeout_s)
 
     def replace(
         self,
@@ -181,12 +183,12 @@ class SessionTable:
         *,
         if_version: int | None = None,
         if_created: int | None = None,
-        data: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | DataT | None = None,
         expect: Mapping[str, Any] | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
         **fields: Any,
-    ) -> Session:
+    ) -> Session[DataT]:
         """Make the whole session anew and return it: what is not given is dropped.
 
         Owner and created_at stay unless given; created_version stays in any case. Args and errors
@@ -194,7 +196,7 @@ class SessionTable:
         """
         conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
         request = self._requests.replace(code, mapping, fields, data, ttl_s, **conditions)
-        return self._ask(DoneHere, request, timeout_s).session
+        return self._written(request, timeout_s)
 
     def put(
         self,
@@ -204,12 +206,12 @@ class SessionTable:
         *,
         if_version: int | None = None,
         if_created: int | None = None,
-        data: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | DataT | None = None,
         expect: Mapping[str, Any] | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
         **fields: Any,
-    ) -> Session:
+    ) -> Session[DataT]:
         """Create the session or replace it, in one atomic operation, and return it.
 
         Where there was one, it is as with `replace`; where there was none, as with `create`. So
@@ -218,7 +220,7 @@ class SessionTable:
         """
         conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
         request = self._requests.put(code, mapping, fields, data, ttl_s, **conditions)
-        return self._ask(DoneHere, request, timeout_s).session
+        return self._written(request, timeout_s)
 
     def delete(
         self,
@@ -256,7 +258,7 @@ class SessionTable:
         if_created: int | None = None,
         expect: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
-    ) -> Session:
+    ) -> Session[DataT]:
         """Delete a session and return what it was, in one atomic operation.
 
             >>> session = store.create(code="ONCE", token="t-1")
@@ -272,7 +274,7 @@ class SessionTable:
 
         """
         conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
-        return self._ask(DoneHere, self._requests.take(code, **conditions), timeout_s).session
+        return self._written(self._requests.take(code, **conditions), timeout_s)
 
     def claim(
         self,
@@ -280,13 +282,13 @@ class SessionTable:
         mapping: Mapping[str, Any] | None = None,
         /,
         *,
-        data: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | DataT | None = None,
         if_created: int | None = None,
         expect: Mapping[str, Any] | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
         **changes: Any,
-    ) -> Session:
+    ) -> Session[DataT]:
         """Turn a pending session into a connected one, once, and return it.
 
             >>> session = store.create(code="PAIR")
@@ -315,7 +317,7 @@ class SessionTable:
         """
         conditions = {"if_created": if_created, "expect": expect}
         request = self._requests.claim(code, mapping, changes, data, ttl_s, **conditions)
-        return self._ask(DoneHere, request, timeout_s).session
+        return self._written(request, timeout_s)
 
     def touch(
         self,
@@ -384,7 +386,7 @@ class SessionTable:
         request = self._requests.increment(code, field, by, default=default, ttl_s=ttl_s)
         return self._ask(Number, request, timeout_s).value
 
-    def transfer(self, code: str, owner_pid: int | None, **conditions: Any) -> Session:
+    def transfer(self, code: str, owner_pid: int | None, **conditions: Any) -> Session[DataT]:
         """Give a session to another process, or to nobody, and return it.
 
         Args:
@@ -467,7 +469,7 @@ class SessionTable:
 
     def create_many(
         self, mappings: Iterable[Mapping[str, Any]], *, timeout_s: float | None = None
-    ) -> list[Session]:
+    ) -> list[Session[DataT]]:
         """Create sessions in as few round trips as may be, and return them in order.
 
         Each mapping is what `create` takes as its first argument.
@@ -484,7 +486,7 @@ class SessionTable:
         changes: Mapping[str, Mapping[str, Any]] | Iterable[tuple[str, Mapping[str, Any]]],
         *,
         timeout_s: float | None = None,
-    ) -> list[Session]:
+    ) -> list[Session[DataT]]:
         """Update sessions in as few round trips as may be, and return them in order.
 
         Args:
@@ -574,8 +576,14 @@ class SessionTable:
             check_timeout(timeout_s, "timeout_s")
         return answer_of(kind, self._proxy.ask(request, timeout_s))
 
-    def _make_code(self) -> str:
-        """Return a random code; 40 bits from the system's source."""
-        import secrets  # its imports are 10 ms that a reader need not pay
+    def _written(self, request: Request, timeout_s: float | None) -> Session[DataT]:
+        """Return what the manager answers to a write."""
+        return self._ask(DoneHere, request, timeout_s).session  # type: ignore[return-value]  # of no type
 
-        return "".join(secrets.choice(config.CODE_ALPHABET) for _ in range(config.CODE_LENGTH))
+    def _make_code(self) -> str:
+        """Make up a code."""
+        return codes.made_up(_DEFAULTS, None)
+
+    def _all_taken(self, last: SessionExistsError) -> SessionExistsError:
+        """Return the error that no code could be made up."""
+        return last

@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from shmstore.wire.values import check_code, check_value
 
-_Direction: TypeAlias = Literal["send", "receive"]
-_Status: TypeAlias = Literal["pending", "connected", "completed", "failed"]
-DIRECTIONS: Final[tuple[str, ...]] = get_args(_Direction)
-STATUSES: Final[tuple[str, ...]] = get_args(_Status)
+if TYPE_CHECKING:
+    from shmstore.model import StoreOptions
+
+DIRECTIONS: Final = ("send", "receive")
+STATUSES: Final = ("pending", "connected", "completed", "failed")
 
 _Aware = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class Names(NamedTuple):
+    """The statuses and directions of a store: the built-in ones, and those that it declares."""
+
+    statuses: tuple[str, ...] = STATUSES
+    directions: tuple[str, ...] = DIRECTIONS
+
+    @classmethod
+    def of(cls, options: StoreOptions) -> Names:
+        """Return the names that a store of these options knows."""
+        if not options.statuses and not options.directions:
+            return BUILT_IN  # nearly always, and it is asked at each write
+        return cls((*STATUSES, *options.statuses), (*DIRECTIONS, *options.directions))
+
+
+BUILT_IN: Final = Names()
 
 
 class Fields(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     """What one write gives. UNSET is not given; None is a value.
 
     `rest` are the keys that become `data`; with `whole` they replace it, else they are merged.
+    Which statuses and directions there are is the store's matter: `check_names` knows.
     """
 
     code: str | UnsetType = UNSET
-    direction: _Direction | UnsetType | None = UNSET
-    status: _Status | UnsetType = UNSET
+    direction: str | UnsetType | None = UNSET
+    status: str | UnsetType = UNSET
     owner_pid: int | UnsetType | None = UNSET
     created_at: _Aware | UnsetType = UNSET
     connected_at: _Aware | UnsetType | None = UNSET
@@ -40,8 +59,34 @@ class Fields(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
 NAMES: Final = frozenset(Fields.__struct_fields__) - {"rest", "whole"}
 
 
+def check_names(fields: Fields, names: Names) -> None:
+    """Refuse a status or direction that the store does not know: in the caller, and the manager.
+
+    Raises:
+        ValueError: It does not.
+
+    """
+    if fields.status is not UNSET and fields.status not in names.statuses:
+        raise _unknown("status", fields.status, names.statuses, "statuses")
+    direction = fields.direction
+    if direction is not UNSET and direction is not None and direction not in names.directions:
+        raise _unknown("direction", direction, (*names.directions, None), "directions")
+
+
+def _unknown(name: str, value: object, allowed: tuple[object, ...], option: str) -> ValueError:
+    msg = (
+        f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}; a store has others "
+        f"when it is started with {option}=(...)"
+    )
+    return ValueError(msg)
+
+
 def gather(
-    mapping: Mapping[str, Any] | None, keywords: Mapping[str, Any], data: Mapping[str, Any] | None
+    mapping: Mapping[str, Any] | None,
+    keywords: Mapping[str, Any],
+    data: Mapping[str, Any] | None,
+    names: Names = BUILT_IN,
+    check_rest: Callable[[Fields], None] | None = None,
 ) -> Fields:
     """Return the fields that a caller gave, checked.
 
@@ -49,6 +94,9 @@ def gather(
         mapping: The positional mapping: every key of it is a field or a key of `data`.
         keywords: The keyword arguments that are not reserved; they win over the mapping.
         data: The keyword `data`: the rest, whole; other keys are merged over it.
+        names: The store's statuses and directions.
+        check_rest: Checks the keys of `data`, and may replace them; None: anything that a session
+            can hold is welcome.
 
     Raises:
         TypeError: A value is of a type that its field, or any session, cannot hold.
@@ -65,13 +113,18 @@ def gather(
             fields.rest[name] = value
         else:
             setattr(fields, name, check(value, name))
+    check_names(fields, names)
+    (check_rest or _check_rest)(fields)
+    return fields
+
+
+def _check_rest(fields: Fields) -> None:
     for name, value in fields.rest.items():
         if type(name) is not str:
             msg = f"a session's keys are str, not {type(name).__name__}: {name!r}"
             raise TypeError(msg)
         check_value(name, f"the key {name!r}")
         check_value(value, name)
-    return fields
 
 
 def _data(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,15 +144,12 @@ def _mapping(value: Mapping[str, Any], what: str) -> Mapping[str, Any]:
     return value
 
 
-def _one_of(allowed: tuple[object, ...]) -> Any:  # a check: (value, name) -> value
-    def check(value: object, name: str) -> object:
-        is_of_type = type(value) is str or value is None
-        if is_of_type and value in allowed:
-            return value
-        msg = f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}"
-        raise ValueError(msg) if is_of_type else TypeError(msg)
-
-    return check
+def _name(value: object, name: str) -> object:
+    """Refuse what is no name at all; `check_names` refuses what is none of the store's."""
+    if type(value) is not str and value is not None:
+        msg = f"{name} is one of the store's names, a str, not {value!r}"
+        raise TypeError(msg)
+    return value
 
 
 def _code(value: object, _name: str) -> str:
@@ -147,8 +197,8 @@ def _info(value: object, name: str) -> dict[str, Any] | None:
 
 _CHECKS: Final = {
     "code": _code,
-    "direction": _one_of((*DIRECTIONS, None)),
-    "status": _one_of(STATUSES),
+    "direction": _name,
+    "status": _name,
     "owner_pid": _pid,
     "created_at": _time,
     "connected_at": _time_or_none,

@@ -91,7 +91,20 @@ def test_serve_takes_options_from_arguments_and_environment(
             monkeypatch.delenv(name)
         wanted = {"map_size_bytes": 1 << 22, "max_session_bytes": 4096, "unowned_max_age_s": None}
         # An open that names another value than the one in force is refused.
-        shmstore.open("s", start=False, idle_timeout_s=0.0, **wanted).close()  # type: ignore[arg-type]  # a mixed dict
+        shmstore.open("s", start=False, idle_timeout_s=0.0, **wanted).close()  # type: ignore[call-overload]  # a mixed dict
+
+
+def test_serve_takes_names_with_commas_between_them(store_dir: Path, tmp_path: Path) -> None:
+    """Statuses and directions are tuples, and codes are of the kind that was given."""
+    del store_dir
+    args = ["--statuses", "queued, running", "--directions", "in", "--code-length", "3"]
+    with program(tmp_path, "serve", "s", *args, "--alphabet", "01") as running:
+        running.await_output("serving")
+        names = {"statuses": ("queued", "running"), "directions": ("in",)}
+        with shmstore.open("s", start=False, code_length=3, alphabet="01", **names) as store:  # type: ignore[call-overload]  # a mixed dict
+            session = store.create(status="running", direction="in")
+            assert len(session.code) == 3
+            assert set(session.code) <= {"0", "1"}
 
 
 def test_serve_ends_when_it_was_told_to_end_idle(store_dir: Path, tmp_path: Path) -> None:

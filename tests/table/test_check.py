@@ -80,6 +80,10 @@ def lines_reserved_beyond_the_file(table: Table) -> None:
     table.words.store(at.H_LINES_RESERVED, table.layout.lines_max + 1)
 
 
+def damaged_options(table: Table) -> None:
+    table.words.store(at.H_DECLARED, 0)
+
+
 def another_state(table: Table) -> None:
     table.words.store(at.H_STATE, at.STATE_MOVED)
 
@@ -225,6 +229,7 @@ DAMAGES: Final = [
     Damage(more_slots_used_than_reserved, "slots", "reserved, 512 at most"),
     Damage(more_slots_reserved_than_there_are, "slots", "513 reserved, 512 at most"),
     Damage(lines_reserved_beyond_the_file, "lines", "beyond the file"),
+    Damage(damaged_options, "header", "declared options"),
     Damage(another_state, "state", "is 4, not READY"),
     Damage(region_before_the_arena, "region", "outside the arena's pages"),
     Damage(region_beyond_the_pages, "region", "outside the arena's pages"),

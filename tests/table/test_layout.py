@@ -13,7 +13,7 @@ from shmstore._table import header, index
 from shmstore._table import layout as at
 from shmstore._table.layout import Layout
 from shmstore._table.writer import end_table
-from shmstore.errors import TableFormatError
+from shmstore.errors import TableCorruptError, TableFormatError
 from shmstore.model import StoreOptions
 from tests.table.tables import BASE, Table, anonymous, noted
 
@@ -68,6 +68,7 @@ def test_what_cannot_be_a_table_is_refused(
     assert (caught.value.expected, caught.value.found) == (expected, found)
 
 
+_NAMES: Final = st.lists(st.from_regex(r"[a-z0-9_-]{1,32}", fullmatch=True), max_size=40).map(tuple)
 _SECONDS: Final = st.integers(0, 10**11).map(lambda ms: ms / 1000)
 
 
@@ -79,6 +80,10 @@ _SECONDS: Final = st.integers(0, 10**11).map(lambda ms: ms / 1000)
         unowned_max_age_s=st.none() | _SECONDS,
         idle_timeout_s=_SECONDS,
         sweep_interval_s=_SECONDS,
+        statuses=_NAMES,
+        directions=_NAMES,
+        code_length=st.integers(1, 255),
+        alphabet=st.text(st.characters(codec="utf-8"), min_size=2, max_size=64),
     ),
     boot_id=st.integers(0, (1 << 128) - 1),
 )
@@ -94,6 +99,38 @@ def test_the_header_keeps_the_options(options: StoreOptions, boot_id: int) -> No
     region = index.Region(words.load(at.H_REGION))
     assert region.within(layout.arena_line, header.first_lines(layout))
     assert not region.within(layout.arena_line, header.first_lines(layout) - 1)
+
+
+def _declared(length_bytes: int) -> StoreOptions:
+    """Return options that take so many bytes of the header's page."""
+    others = len(header.declared_of(StoreOptions(alphabet="x" * 256))) - 256
+    return StoreOptions(alphabet="x" * (length_bytes - others))
+
+
+def test_what_is_declared_may_fill_the_page_and_no_more() -> None:
+    """The last byte of the header's page is used, and the one behind it is refused."""
+    words = anonymous(1 << 20)
+    layout = Layout.of_size(1 << 20, 64)
+    full = _declared(at.DECLARED_BYTES_MAX)
+    header.create(words, layout, full, base=BASE, salt=3, boot_id=1, created_ns=9)
+    assert header.options_of(words.view).alphabet == full.alphabet
+    assert words.load(layout.rows_index) == 0
+    with pytest.raises(ValueError, match="declare fewer"):
+        header.declared_of(_declared(at.DECLARED_BYTES_MAX + 1))
+
+
+@pytest.mark.parametrize("word", [at.H_DECLARED_BYTES, at.H_DECLARED_CHECK, at.H_DECLARED])
+@pytest.mark.parametrize("bit", [0, 7, 63])
+def test_declared_options_that_are_damaged(word: int, bit: int) -> None:
+    """A changed bit of them, of their length or of their checksum is found; so are zeros."""
+    table = Table()
+    table.words.store(word, table.words.load(word) ^ 1 << bit)
+    with pytest.raises(TableCorruptError, match="options"):
+        header.options_of(table.view)
+    for zero in (at.H_DECLARED_BYTES, at.H_DECLARED_CHECK):
+        table.words.store(zero, 0)
+    with pytest.raises(TableCorruptError, match="options"):
+        header.options_of(table.view)
 
 
 def test_the_version_reached_is_that_of_the_highest_lsn_anywhere() -> None:

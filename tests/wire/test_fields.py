@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
+from shmstore.model import StoreOptions
 from shmstore.wire import values
-from shmstore.wire.fields import NAMES, Fields, gather
+from shmstore.wire.fields import BUILT_IN, NAMES, STATUSES, Fields, Names, check_names, gather
 from shmstore.wire.values import check_code, check_value
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ class TestGather:
             ({"receiver_info": "text"}, TypeError, "^receiver_info is a mapping or None, not str"),
             ({"status": Text("failed")}, TypeError, "^status is one of"),
             ({"status": "FAILED"}, ValueError, "^status is one of 'pending'"),
+            ({"status": None}, ValueError, "^status is one of 'pending'.*not None"),
+            ({"direction": "sideways"}, ValueError, "^direction is one of 'send'.*None, not"),
             ({"direction": b"send"}, TypeError, "^direction is one of"),
             ({"owner_pid": 1.0}, TypeError, "^owner_pid is a process id"),
             ({"owner_pid": 1 << 31}, ValueError, "^owner_pid is no process id"),
@@ -145,6 +148,32 @@ class TestGather:
             gather(what, {}, None)
         with pytest.raises(TypeError, match="data is given as a mapping"):
             gather(None, {}, what)
+
+
+class TestNames:
+    """Statuses and directions, the built-in and the declared."""
+
+    NAMES: Final = Names.of(StoreOptions(statuses=("queued",), directions=("in",)))
+
+    def test_declared_ones_are_added(self) -> None:
+        """What a store declares stands beside what every store has."""
+        assert self.NAMES.statuses == (*STATUSES, "queued")
+        assert Names.of(StoreOptions()) == BUILT_IN
+        found = gather({"status": "queued", "direction": "in"}, {}, None, self.NAMES)
+        assert (found.status, found.direction) == ("queued", "in")
+
+    @pytest.mark.parametrize("fields", [Fields(status="queued"), Fields(direction="in")])
+    def test_what_another_store_declares_is_unknown(self, fields: Fields) -> None:
+        """The message names what there is, and how a store gets others."""
+        check_names(fields, self.NAMES)
+        with pytest.raises(ValueError, match=r"is one of '.*, not '.*started with .*s=\("):
+            check_names(fields, BUILT_IN)
+
+    def test_no_direction_is_one_everywhere(self) -> None:
+        """None is a direction, and no status."""
+        check_names(Fields(direction=None), BUILT_IN)
+        with pytest.raises(ValueError, match=r"^status"):
+            check_names(Fields(status=None), BUILT_IN)  # type: ignore[arg-type]  # as a caller may
 
 
 json_like = st.recursive(
