@@ -36,9 +36,11 @@ from shmstore.errors import (
     TableCorruptError,
     TableFormatError,
     VersionConflictError,
+    WaitTimeoutError,
 )
 from shmstore.model import (
     ChildSpec,
+    Event,
     FrozenDict,
     Owner,
     OwnerInfo,
@@ -59,6 +61,7 @@ __all__ = [
     "BackendUnavailableError",
     "ChildInfo",
     "ChildSpec",
+    "Event",
     "FrozenDict",
     "ManagerTimeoutError",
     "ManagerUnavailableError",
@@ -87,6 +90,7 @@ __all__ = [
     "TableCorruptError",
     "TableFormatError",
     "VersionConflictError",
+    "WaitTimeoutError",
     "__version__",
     "open",
 ]

@@ -47,6 +47,7 @@ from shmstore.wire import messages
 from shmstore.wire.frames import FrameReader, body_max, frame
 from shmstore.wire.messages import (
     Failed,
+    Gone,
     Goodbye,
     HappenedHere,
     Hello,
@@ -254,7 +255,7 @@ class SessionTableProxy:
 
     def stop(self, timeout_s: float | None = None) -> None:
         """End the store. A manager that does not run is not started for it."""
-        self._ask(Stop(*messages.HEAD), timeout_s, None)
+        expect(Gone, self._ask(Stop(*messages.HEAD), timeout_s, None))
 
     def pin(self, timeout_s: float | None = None) -> Pinned:
         """Have the manager keep what stands in the table, and copy all but its blocks aside.

@@ -361,17 +361,6 @@ class TestUpdate:
         with pytest.raises(ValueError, match="timeout_s is from"):
             call("A", timeout_s=0)
 
-    @pytest.mark.parametrize("how", ["create", "update", "replace", "put", "delete"])
-    def test_says_what_is_not_supported(self, store: SessionStore, how: str) -> None:
-        """Expect and ttl_s are refused rather than ignored."""
-        arguments = () if how == "create" else ("A",)
-        with pytest.raises(NotImplementedError, match="expect"):
-            getattr(store, how)(*arguments, expect={"status": "pending"})
-        if how != "delete":
-            with pytest.raises(NotImplementedError, match="ttl_s"):
-                getattr(store, how)(*arguments, ttl_s=1.0)
-        assert len(store) == 0
-
     def test_assignment(self, store: SessionStore) -> None:
         """Item assignment and deletion name the methods that say what is meant."""
         with pytest.raises(TypeError, match=r"put\(.*update\("):

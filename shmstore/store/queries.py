@@ -60,6 +60,7 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
         older_than_s: Sessions created so many seconds ago, or earlier, by the wall clock.
         newer_than_s: Sessions created less than so many seconds ago, or in the future.
         where: Sessions for which this returns something true; it is asked last.
+        names: The statuses and directions of the store that is asked.
 
     """
 
@@ -70,6 +71,7 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     older_than_s: float | None = None
     newer_than_s: float | None = None
     where: Callable[[Session], object] | None = None
+    names: fields.Names = fields.BUILT_IN
 
     def __post_init__(self) -> None:
         """Refuse what no session could have, most likely a mistake.
@@ -81,7 +83,10 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
         """
         wanted = {name: getattr(self, name) for name in _FIELDS}
         fields.gather(
-            {name: value for name, value in wanted.items() if value is not UNSET}, {}, None
+            {name: value for name, value in wanted.items() if value is not UNSET},
+            {},
+            None,
+            self.names,
         )
         for name in ("older_than_s", "newer_than_s"):
             if getattr(self, name) is not None:

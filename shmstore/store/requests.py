@@ -87,7 +87,7 @@ class Requests:
         **conditions: Any,
     ) -> Update:
         """Ask for a merge."""
-        head = _conditional(code, **conditions)
+        head = self._conditional(code, **conditions)
         gathered = self._gather(mapping, given, data, whole=False)
         return Update(**head, fields=gathered, ttl_us=_ttl_us(ttl_s))
 
@@ -101,7 +101,7 @@ class Requests:
         **conditions: Any,
     ) -> Replace:
         """Ask for a session made anew."""
-        head = _conditional(code, **conditions)
+        head = self._conditional(code, **conditions)
         return Replace(**head, fields=self._gather(mapping, given, data), ttl_us=_ttl_us(ttl_s))
 
     def put(
@@ -114,7 +114,7 @@ class Requests:
         **conditions: Any,
     ) -> Put:
         """Ask for a session made anew, or made."""
-        head = _conditional(code, **conditions)
+        head = self._conditional(code, **conditions)
         gathered = self._gather(mapping, given, data)
         return Put(**head, fields=gathered, unowned=not self._owned, ttl_us=_ttl_us(ttl_s))
 
@@ -132,20 +132,20 @@ class Requests:
         if gathered.status is not UNSET:
             msg = f"a claim makes the status 'connected': status={gathered.status!r} is not given"
             raise ValueError(msg)
-        head = _conditional(code, **conditions)
+        head = self._conditional(code, **conditions)
         return Claim(**head, fields=gathered, ttl_us=_ttl_us(ttl_s))
 
     def delete(self, code: str, **conditions: Any) -> Delete:
         """Ask for a session's end."""
-        return Delete(**_conditional(code, **conditions))
+        return Delete(**self._conditional(code, **conditions))
 
     def take(self, code: str, **conditions: Any) -> Take:
         """Ask for a session and its end."""
-        return Take(**_conditional(code, **conditions))
+        return Take(**self._conditional(code, **conditions))
 
     def touch(self, code: str, ttl_s: float | None = None, **conditions: Any) -> Touch:
         """Ask for a later end."""
-        return Touch(**_conditional(code, **conditions), ttl_us=_ttl_us(ttl_s))
+        return Touch(**self._conditional(code, **conditions), ttl_us=_ttl_us(ttl_s))
 
     def increment(
         self,
@@ -173,7 +173,7 @@ class Requests:
             msg = "ttl_s is that of the session which `default` makes: give both, or use touch()"
             raise ValueError(msg)
         made = None if default is None else self._gather(default, {}, None)
-        head = _conditional(code, **conditions)
+        head = self._conditional(code, **conditions)
         return Increment(
             **head,
             field=field,
@@ -198,6 +198,34 @@ class Requests:
             raise TypeError(msg)
         return self._gather_rest(mapping, given, data, whole=whole)
 
+    def _conditional(
+        self,
+        code: str,
+        if_version: int | None = None,
+        if_created: int | None = None,
+        expect: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Return the head of what is done to one session, checked."""
+        check_code(code)
+        for name, value in (("if_version", if_version), ("if_created", if_created)):
+            if value is not None:
+                _check_version(value, name)
+        return {
+            "number": 0,
+            "deadline_ns": 0,
+            "first_base": 0,
+            "code": code,
+            "if_version": if_version,
+            "if_created": if_created,
+            "expect": None if expect is None else self._expected(expect),
+        }
+
+    def _expected(self, expect: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is expected, as it is compared: checked as if it were written."""
+        given = self._gather(expect, {}, None, whole=False)
+        fields = {name: getattr(given, name) for name in wire_fields.NAMES & expect.keys()}
+        return {**given.rest, **fields}
+
 
 def _gather_any(
     mapping: Mapping[str, Any] | None,
@@ -209,28 +237,6 @@ def _gather_any(
     return wire_fields.gather(mapping, keywords, data)
 
 
-def _conditional(
-    code: str,
-    if_version: int | None = None,
-    if_created: int | None = None,
-    expect: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return the head of what is done to one session, checked."""
-    check_code(code)
-    for name, value in (("if_version", if_version), ("if_created", if_created)):
-        if value is not None:
-            _check_version(value, name)
-    return {
-        "number": 0,
-        "deadline_ns": 0,
-        "first_base": 0,
-        "code": code,
-        "if_version": if_version,
-        "if_created": if_created,
-        "expect": None if expect is None else _expected(expect),
-    }
-
-
 def _check_version(value: object, name: str) -> None:
     if type(value) is not int:
         msg = f"{name} is a session's version (an int) or None, not {value!r}"
@@ -238,13 +244,6 @@ def _check_version(value: object, name: str) -> None:
     if not 0 <= value < 1 << 64:
         msg = f"{name} is no session's version: {value}"
         raise ValueError(msg)
-
-
-def _expected(expect: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is expected, as it is compared: checked as if it were written."""
-    expected = dict(_gather_any(expect, {}, None, whole=False).rest)
-    expected.update({name: expect[name] for name in wire_fields.NAMES & expect.keys()})
-    return expected
 
 
 def _ttl_us(ttl_s: float | None) -> int | None:

@@ -48,7 +48,7 @@ from shmstore.store.restoring import restore
 from shmstore.store.settings import check_timeout, settings_of
 from shmstore.store.snapshot import Snapshot, take
 from shmstore.store.typed import typed_data
-from shmstore.wire import fields as wire_fields
+from shmstore.wire.fields import Names
 from shmstore.wire.launch import Launch
 from shmstore.wire.messages import DoneHere
 
@@ -227,6 +227,7 @@ class SessionStore(Combined[DataT]):
             older_than_s=older_than_s,
             newer_than_s=newer_than_s,
             where=where,
+            names=self._names(),
         )
         return filters.among(self._sessions(), clock.wall())[:limit]
 
@@ -261,7 +262,7 @@ class SessionStore(Combined[DataT]):
 
         """
         after = None if cursor is None else decode_cursor(cursor, self.name)
-        which, limit = Filters(**filters), check_page_limit(limit)
+        which, limit = Filters(names=self._names(), **filters), check_page_limit(limit)
         now = clock.wall()
         return page_of(self._sessions(), which, now, limit=limit, after=after, store=self.name)
 
@@ -489,8 +490,11 @@ class SessionStore(Combined[DataT]):
         whole: bool,
     ) -> Fields:
         """Return the checked fields of a write; `whole`: what it does not give is not there."""
-        names = wire_fields.Names.of(self._table.options)
-        return self._typed.gather(mapping, keywords, data, names, whole=whole)
+        return self._typed.gather(mapping, keywords, data, self._names(), whole=whole)
+
+    def _names(self) -> Names:
+        """Return the statuses and directions of the store that runs."""
+        return Names.of(self._table.options)
 
     def _written(self, request: Request, timeout_s: float | None) -> Session[DataT]:
         """Return what the manager answers to a write, with data of the handle's type."""
