@@ -103,7 +103,7 @@ class Host:
         context = Context(
             client,
             caller,
-            functools.partial(self._given, caller),
+            functools.partial(self._given, caller, set()),
             clock.boot_ns(),
             clock.wall,
             self.options.max_session_bytes,
@@ -244,24 +244,30 @@ class Host:
             _log.exception("the version reached cannot be kept; the clock has to serve")
         self.file.unlink()
 
-    def _given(self, caller: Owner, item: Item) -> Given:
-        """Return the owner that an item names, watched and alive; UNSET when it names none."""
+    def _given(self, caller: Owner, alive: set[Owner], item: Item) -> Given:
+        """Return the owner that an item names, watched and alive; UNSET when it names none.
+
+        `alive` has those of the same request: all its items are of one instant.
+        """
         fields = item.default if isinstance(item, Increment) else item.fields  # type: ignore[union-attr]
         pid = UNSET if fields is None else fields.owner_pid
         if pid is None:
             return None
         if pid is UNSET:
             if isinstance(item, Create | Put | Increment) and not item.unowned:
-                self._require_alive(caller)
+                self._require_alive(caller, alive)
             return UNSET
         owner = caller if pid == caller.pid else self.watcher.watch(pid)
-        self._require_alive(owner)
+        self._require_alive(owner, alive)
         return owner
 
-    def _require_alive(self, owner: Owner) -> None:
+    def _require_alive(self, owner: Owner, alive: set[Owner]) -> None:
+        if owner in alive:
+            return
         if self._is_dead(owner):
             msg = f"process {owner.pid} has exited, so it cannot own a session"
             raise OwnerNotAliveError(msg, owner_pid=owner.pid)
+        alive.add(owner)
 
     def _is_dead(self, owner: Owner) -> bool:
         return self.watcher.life_of(owner) is Life.DEAD
