@@ -88,6 +88,21 @@ class TestOrder:
         assert not bare.codes
         bare.require_sound()
 
+    def test_all_before_anybody_is_served(
+        self, bare: BareHost, children: Children, now_ns: list[int]
+    ) -> None:
+        """A manager that takes over deletes all that is over, however many slices that is."""
+        sleeper = children.sleeper()
+        for number in range(config.REMOVE_COUNT + 5):
+            create(bare, f"over {number}", 1)
+            create(bare, f"dead {number}", owner_pid=sleeper.pid)
+        create(bare, "there", 3)
+        now_ns[0] += S
+        sleeper.kill()
+        bare.host.adopt_owners()
+        assert bare.codes == {"there"}
+        bare.require_sound()
+
     def test_a_dead_owner_in_slices(self, bare: BareHost, children: Children) -> None:
         """What a dead owner left goes in slices too, and a write to the rest finds it dead."""
         sleeper = children.sleeper()
