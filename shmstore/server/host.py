@@ -249,7 +249,7 @@ class Host:
 
         `alive` has those of the same request: all its items are of one instant.
         """
-        fields = item.default if isinstance(item, Increment) else item.fields  # type: ignore[union-attr]
+        fields = item.default if isinstance(item, Increment) else item.fields  # type: ignore[union-attr]  # no delete comes here
         pid = UNSET if fields is None else fields.owner_pid
         if pid is None:
             return None
