@@ -255,19 +255,21 @@ class Host:
             return None
         if pid is UNSET:
             if isinstance(item, Create | Put | Increment) and not item.unowned:
-                self._require_alive(caller, alive)
+                self._look_once(caller, alive)
             return UNSET
         owner = caller if pid == caller.pid else self.watcher.watch(pid)
-        self._require_alive(owner, alive)
+        self._look_once(owner, alive)
         return owner
 
-    def _require_alive(self, owner: Owner, alive: set[Owner]) -> None:
-        if owner in alive:
-            return
+    def _look_once(self, owner: Owner, alive: set[Owner]) -> None:
+        if owner not in alive:
+            self._require_alive(owner)
+            alive.add(owner)
+
+    def _require_alive(self, owner: Owner) -> None:
         if self._is_dead(owner):
             msg = f"process {owner.pid} has exited, so it cannot own a session"
             raise OwnerNotAliveError(msg, owner_pid=owner.pid)
-        alive.add(owner)
 
     def _is_dead(self, owner: Owner) -> bool:
         return self.watcher.life_of(owner) is Life.DEAD
