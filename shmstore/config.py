@@ -109,11 +109,14 @@ BATCH_BYTES: Final = 1 << 20
 MODIFY_ATTEMPTS_MAX: Final = 100
 """Writes of others that modify meets in a row before it gives up."""
 
+REMOVE_COUNT: Final = 128
+"""Sessions that the manager deletes by itself before it looks who asks: some 2 ms of its time."""
+
 FEED_MAX_COUNT: Final = 1 << 14
 """Events that a manager keeps for those who watch: a second of writes at full speed."""
 
 FEED_MAX_BYTES: Final = 16 << 20
-"""What the sessions in them may take: one of the largest."""
+"""What the sessions in them may take, unless the last event alone takes more."""
 
 FEED_PAUSE_S: Final = 0.002
 """How long events are gathered in a stream of writes: many then share one message."""

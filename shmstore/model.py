@@ -194,8 +194,8 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     code: str
     lsn: int
     reason: str | None = None
-    session: Session | None = None
-    before: Session | None = None
+    session: Session[Any] | None = None
+    before: Session[Any] | None = None
 
 
 class Owner(msgspec.Struct, frozen=True, array_like=True):

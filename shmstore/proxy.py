@@ -159,14 +159,16 @@ class _Link:
 
         """
         assert self.socket is not None, "connect first"
-        while self._readable.poll(_left_ms(deadline_ns)):
+        # Of events more than one message may have arrived at once: the socket says no more of them.
+        answer = self._frames.feed(b"") if self._frames.buffer else None
+        while answer is None:
+            if not self._readable.poll(_left_ms(deadline_ns)):
+                raise TimeoutError
             data = self.socket.recv(config.RECV_BYTES)
             if not data:
                 raise EOFError
             answer = self._frames.feed(data)
-            if answer is not None:
-                return messages.decode_answered(answer)
-        raise TimeoutError
+        return messages.decode_answered(answer)
 
 
 def _left_ms(deadline_ns: int) -> float:
@@ -239,6 +241,11 @@ class SessionTableProxy:
         self._closed = False
         self._links: dict[int, _Link] = {}  # SYNC-fork: by fork generation
 
+    @property
+    def timeout_s(self) -> float:
+        """The default deadline."""
+        return self._timeout_s
+
     # --- What is asked
 
     def ask(self, request: Request, timeout_s: float | None = None) -> messages.Heard:
@@ -275,23 +282,32 @@ class SessionTableProxy:
         if timeout_s is None:
             timeout_s = self._timeout_s
         deadline_ns = clock.boot_ns() + int(timeout_s * _NS)
+        request.number, request.deadline_ns = 1, deadline_ns
         self._link()  # refuses a closed handle, and another user
+        for attempt in itertools.count():
+            try:
+                return self._try_to_watch(request, deadline_ns)
+            except TimeoutError as error:
+                raise self._late(error, timeout_s) from None
+            except ShmStoreError:
+                raise
+            except (EOFError, OSError):  # the manager ended after it had let us in
+                left_s = (deadline_ns - clock.boot_ns()) / _NS
+                time.sleep(pause_s(attempt, time.monotonic() + left_s))
+        raise AssertionError
+
+    def _try_to_watch(self, request: Watch, deadline_ns: int) -> tuple[Stream, Watching]:
         link = _Link()
         try:
             self._connect(link, deadline_ns, self._start)
-            request.number, request.deadline_ns = 1, deadline_ns
             link.send(messages.encode(request), deadline_ns)
             answer = link.receive(deadline_ns)
-        except TimeoutError as error:
-            link.drop()
-            raise self._late(error, timeout_s) from None
+            if isinstance(answer, Failed):
+                raise messages.error_of(answer)
+            return Stream(link), expect(Watching, answer)
         except BaseException:
             link.drop()
             raise
-        if isinstance(answer, Failed):
-            link.drop()
-            raise messages.error_of(answer)
-        return Stream(link), expect(Watching, answer)
 
     # --- The connection
 

@@ -3,12 +3,14 @@
 from typing import Final
 
 from benchmarks.case import Case
-from benchmarks.cases import blackout, footprint, lists, owners, reads, writes
+from benchmarks.cases import batches, blackout, events, footprint, lists, owners, reads, writes
 
 _ALL: Final = (
     *reads.CASES,
     *lists.CASES,
     *writes.CASES,
+    *batches.CASES,
+    *events.CASES,
     *owners.CASES,
     *blackout.CASES,
     *footprint.CASES,

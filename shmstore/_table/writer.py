@@ -404,6 +404,7 @@ class TableWriter:
         self._publish(changes, items, row, note, pending)
         for change, item in zip(changes, items, strict=True):
             self._settle(change, item.slot, now_ns)
+        self._count_all(changes)
         self.mutating = False
 
     def forget(self, client: ClientId) -> None:
@@ -538,11 +539,10 @@ class TableWriter:
             self._disown(slot, old)
             self.expiries.set(slot, 0)
             self.statuses.set(slot, None)
-            self._count(at.H_DELETED)
             return
         self._own(slot, old, change.owner, now_ns)
-        self.expiries.set(slot, change.expires_ns)
-        self._count(at.H_CREATED if change.old is None else at.H_UPDATED)
+        if change.expires_ns or self.expiries:
+            self.expiries.set(slot, change.expires_ns)
 
     # --- Steps of the write order
 
@@ -666,10 +666,23 @@ class TableWriter:
         if old not in self._noted_lines:
             self._release(old)
 
-    def _count(self, counter: int) -> None:
-        """Store the figures that a mutation changed."""
+    def _count_all(self, changes: list[Change]) -> None:
+        """Store the figures that a batch changed."""
+        deleted = sum([not change.payload for change in changes])
+        created = sum([change.old is None for change in changes])
+        updated = len(changes) - deleted - created
+        for counter, count in (
+            (at.H_CREATED, created),
+            (at.H_UPDATED, updated),
+            (at.H_DELETED, deleted),
+        ):
+            if count:
+                self._count(counter, count)
+
+    def _count(self, counter: int, count: int = 1) -> None:
+        """Store the figures that mutations changed."""
         words = self._words
-        words.store(counter, self._view[counter] + 1)
+        words.store(counter, self._view[counter] + count)
         words.store(at.H_LSN, self.lsn)
         used = self._arena.taken_count * at.LINE_BYTES + self._slots_used * 2 * at.WORD_BYTES
         if used != self._used_bytes:

@@ -39,9 +39,22 @@ class _Encoded(Stored):
     data: dict[str, msgspec.Raw]
 
 
+class _Code(msgspec.Struct, array_like=True):
+    """Stored, as far as its first field."""
+
+    code: str
+
+
+_decode_code: Final = msgspec.msgpack.Decoder(_Code).decode
+
 decode: Final[Callable[[bytes], Stored]] = msgspec.msgpack.Decoder(_Encoded).decode
 decode_whole: Final[Callable[[bytes], Stored]] = msgspec.msgpack.Decoder(Stored).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def code_of(payload: bytes) -> str:
+    """Return a session's code, and decode nothing else."""
+    return _decode_code(payload).code
 
 
 def as_mapping(payload: bytes) -> dict[str, Any]:

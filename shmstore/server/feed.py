@@ -1,7 +1,8 @@
 """The feed: what happened of late, in the order of the LSNs, kept for those who watch.
 
 So many events are kept, and so many bytes, whoever watches: no watcher can make this process grow,
-and one that comes back within that finds all that it missed.
+and one that comes back within that finds all that it missed. The last event is always kept, however
+large: else nobody would ever be told of a large session.
 """
 
 from __future__ import annotations
@@ -58,11 +59,20 @@ class Feed:
         self.lsn = lsn
         self.end += 1
         self._bytes += len(before) + len(after)
-        while len(entries) > config.FEED_MAX_COUNT or self._bytes > config.FEED_MAX_BYTES:
+        while len(entries) > config.FEED_MAX_COUNT or (
+            self._bytes > config.FEED_MAX_BYTES and len(entries) > 1
+        ):
             oldest = entries.popleft()
             self._bytes -= len(oldest.before) + len(oldest.after)
             self.kept_lsn = oldest.lsn
             self.has_dropped = True
+
+    def reach(self, lsn: int) -> None:
+        """Take over that up to this LSN nothing else has happened: a number may stand for no event.
+
+        An index that grows has one, and so has a batch besides those of its items.
+        """
+        self.lsn = max(self.lsn, lsn)
 
     def from_(self, number: int, count: int) -> list[Entry]:
         """Return so many events from one on; it is kept still."""

@@ -12,7 +12,9 @@ Rules:
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET
@@ -22,11 +24,10 @@ from shmstore._os import clock
 from shmstore._os.process import Life
 from shmstore._table import header
 from shmstore._table import layout as at
-from shmstore._table.record import decode_payload
 from shmstore._table.writer import end_table
 from shmstore.errors import OwnerNotAliveError
 from shmstore.model import Owner
-from shmstore.operations import Context, StaleOwnerError
+from shmstore.operations import Context, StaleOwnerError, payloads
 from shmstore.server.feed import Feed
 from shmstore.server.pins import Pins
 from shmstore.wire import messages
@@ -68,6 +69,8 @@ class Host:
         self.options = header.options_of(file.words.view)
         self._names = Names.of(self.options)
         self._warned = False
+        self._left: deque[tuple[Owner, int]] = deque()  # the dead, and how many sessions they had
+        self._oldest_ns = 0  # who was written before, and is nobody's, goes; 0: nobody
         self.feed = Feed(self._table.base, self._table.lsn)
         self.pins = Pins(file.paths, file)
 
@@ -102,7 +105,7 @@ class Host:
         context = Context(
             client,
             caller,
-            functools.partial(self._given, caller),
+            functools.partial(self._given, caller, set()),
             clock.boot_ns(),
             clock.wall,
             self.options.max_session_bytes,
@@ -130,9 +133,9 @@ class Host:
             if count % _BEAT_EVERY == 0:
                 self.beat()
             if not self.watcher.resume(owner):
-                self.reap(owner)
-        self.expire(clock.boot_ns())
+                self.leave(owner)
         self.sweep(set())
+        self.expire(clock.boot_ns())
 
     def reap(self, owner: Owner) -> None:
         """Delete every session of a dead owner, and forget what it asked."""
@@ -142,6 +145,52 @@ class Host:
         self._table.forget_process(owner.pid, owner.start_ticks)
         if slots:
             _log.info("process %d exited; its %d sessions are gone", owner.pid, len(slots))
+
+    def leave(self, owner: Owner) -> None:
+        """Take over that an owner is dead: `remove_some` deletes what it has left."""
+        self._left.append((owner, len(self._table.owned.get(owner, ()))))
+
+    def remove_some(self, now_ns: int) -> bool:
+        """Delete some of what nobody is to have any more; say whether there may be others.
+
+        Of a dead owner, of an age, or at its end: ten thousand at once would keep everybody waiting
+        for a tenth of a second.
+
+        Args:
+            now_ns: Boot clock.
+
+        """
+        count = config.REMOVE_COUNT
+        while self._left and count:
+            count -= self._reap_some(*self._left[0], count)
+        if count and self._oldest_ns:
+            count -= self._remove_old(count)
+        while count and (slot := self._table.expiries.due(now_ns)) is not None:
+            self._delete(slot, at.H_EXPIRED, "expired")
+            count -= 1
+        return not count
+
+    def _reap_some(self, owner: Owner, had: int, count: int) -> int:
+        """Delete so many sessions of a dead owner at most; return how many."""
+        slots = list(itertools.islice(self._table.owned.get(owner, ()), count))
+        for slot in slots:
+            self._delete(slot, at.H_REAPED, "owner_exited")
+        if owner not in self._table.owned:
+            self._left.popleft()
+            self._table.forget_process(owner.pid, owner.start_ticks)
+            if had:
+                _log.info("process %d exited; its %d sessions are gone", owner.pid, had)
+        return len(slots)
+
+    def _remove_old(self, count: int) -> int:
+        """Delete so many at most of those that nobody owns and are too old; return how many."""
+        oldest = itertools.islice(self._table.unowned.items(), count)  # oldest write first
+        slots = [slot for slot, written_ns in oldest if written_ns < self._oldest_ns]
+        for slot in slots:
+            self._delete(slot, at.H_EXPIRED, "expired")
+        if len(slots) < count:
+            self._oldest_ns = 0
+        return len(slots)
 
     def pin(self, asked: Request, client: ClientId) -> messages.Pinned:
         """Pin the table for a client.
@@ -163,11 +212,10 @@ class Host:
     def sweep(self, connected: set[Owner]) -> None:
         """Delete what nobody owns and is too old; stop watching who is not needed any more."""
         max_age_s = self.options.unowned_max_age_s
+        now_ns = clock.boot_ns()
         if max_age_s is not None:
-            oldest_ns = clock.boot_ns() - round(max_age_s * 1e9)
-            unowned = self._table.unowned  # oldest write first
-            for slot in [slot for slot, written_ns in unowned.items() if written_ns < oldest_ns]:
-                self._delete(slot, at.H_EXPIRED, "expired")
+            self._oldest_ns = max(0, now_ns - round(max_age_s * 1e9))
+        self.remove_some(now_ns)
         self._forget_the_dead(connected)
         self.watcher.keep_only(connected | self._table.owned.keys())
 
@@ -199,19 +247,27 @@ class Host:
             _log.exception("the version reached cannot be kept; the clock has to serve")
         self.file.unlink()
 
-    def _given(self, caller: Owner, item: Item) -> Given:
-        """Return the owner that an item names, watched and alive; UNSET when it names none."""
-        fields = item.default if isinstance(item, Increment) else item.fields  # type: ignore[union-attr]  # those that name one
+    def _given(self, caller: Owner, alive: set[Owner], item: Item) -> Given:
+        """Return the owner that an item names, watched and alive; UNSET when it names none.
+
+        `alive` has those of the same request: all its items are of one instant.
+        """
+        fields = item.default if isinstance(item, Increment) else item.fields  # type: ignore[union-attr]  # no delete comes here
         pid = UNSET if fields is None else fields.owner_pid
         if pid is None:
             return None
         if pid is UNSET:
             if isinstance(item, Create | Put | Increment) and not item.unowned:
-                self._require_alive(caller)
+                self._look_once(caller, alive)
             return UNSET
         owner = caller if pid == caller.pid else self.watcher.watch(pid)
-        self._require_alive(owner)
+        self._look_once(owner, alive)
         return owner
+
+    def _look_once(self, owner: Owner, alive: set[Owner]) -> None:
+        if owner not in alive:
+            self._require_alive(owner)
+            alive.add(owner)
 
     def _require_alive(self, owner: Owner) -> None:
         if self._is_dead(owner):
@@ -222,9 +278,13 @@ class Host:
         return self.watcher.life_of(owner) is Life.DEAD
 
     def expire(self, now_ns: int) -> None:
-        """Delete every session whose time is over."""
-        while (slot := self._table.expiries.due(now_ns)) is not None:
-            self._delete(slot, at.H_EXPIRED, "expired")
+        """Delete every session whose time is over, before anybody is served."""
+        while self.remove_some(now_ns):
+            self.beat()
+
+    def keep_up(self) -> None:
+        """Let the feed know of the numbers that stand for no event."""
+        self.feed.reach(self._table.lsn)
 
     def next_expiry_ns(self) -> int:
         """Return when the next session's time is over, 0 if none's ever is."""
@@ -232,7 +292,7 @@ class Host:
 
     def _delete(self, slot: int, counter: int, reason: str) -> None:
         block = self._table.block(slot)
-        code = decode_payload(block.payload).code
+        code = payloads.code_of(block.payload)
         self._table.delete(
             code, owner=block.owner, note=None, now_ns=clock.boot_ns(), counter=counter
         )

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("shmstore.server")
 
+_NS: Final = 1_000_000_000
+
 FAULT_EXIT_CODE: Final = 70
 """EX_SOFTWARE: the manager failed, perhaps in the middle of a mutation, and left at once."""
 
@@ -120,19 +122,17 @@ class ManagerLoop:
 
     def _wait_s(self, now_s: float, wait_s: float) -> float:
         """Do what is due by now, and return how long there is nothing else to do."""
-        next_ns = self._host.next_expiry_ns()
-        if next_ns:
-            now_ns = clock.boot_ns()
-            if next_ns <= now_ns:
-                self._host.expire(now_ns)
-            else:
-                wait_s = min(wait_s, (next_ns - now_ns) / 1e9)
+        now_ns = clock.boot_ns()
+        if self._host.remove_some(now_ns):
+            wait_s = 0.0  # the others come after those who ask meanwhile
+        elif next_ns := self._host.next_expiry_ns():
+            wait_s = min(wait_s, max(0, next_ns - now_ns) / _NS)
         pause_s = self._watchers.pause_s(now_s)
         if pause_s == 0:
+            self._host.keep_up()
             self._watchers.tell(now_s, self._epoll)
-        elif pause_s is not None:
-            wait_s = min(wait_s, pause_s)
-        return wait_s
+            pause_s = self._watchers.pause_s(now_s)
+        return wait_s if pause_s is None else min(wait_s, pause_s)
 
     def end(self, state: int) -> None:
         """End the store: nobody is served any more, and the table goes. The socket goes last."""
@@ -198,6 +198,7 @@ class ManagerLoop:
                 raise ProtocolError(msg)
             connection.last_number = asked.number
             if type(asked) is Watch:
+                self._host.keep_up()
                 answer = self._watchers.add(connection, asked, self._host.epoch)
             else:
                 answer = self._do(asked, client, owner)
@@ -300,7 +301,8 @@ class ManagerLoop:
             return
         dead, sweep_due = self._host.watcher.collect()
         for owner in dead:
-            self._host.reap(owner)
+            self._host.leave(owner)
+        self._host.remove_some(clock.boot_ns())
         if sweep_due:
             self._host.sweep({c.owner for c in self._connections.values() if c.owner is not None})
 

@@ -3,7 +3,8 @@
 Each has the number of the event that it is to be told next. Nothing is kept for it but one message
 that is under way: whoever falls behind what the feed keeps is told so once, and goes on with what
 comes then. In a stream of writes events are gathered for a moment, so that the writers' answers do
-not wait for as many messages as there are watchers.
+not wait for as many messages as there are watchers; and whoever has much to catch up with gets one
+message at a time, between the others' requests.
 """
 
 from __future__ import annotations
@@ -94,23 +95,28 @@ class Watchers:
         return max(0.0, self._last_s + config.FEED_PAUSE_S - now_s)
 
     def tell(self, now_s: float, epoll: select.epoll) -> None:
-        """Tell everybody what there is to tell, as far as they take it."""
+        """Tell everybody what comes next, unless they have not taken what came before."""
         self._last_s = now_s
         made: _Made = {}
+        told = self._feed.end
         for watcher in list(self._watchers.values()):
             self._tell(watcher, epoll, made)
-        self._told = self._feed.end
+            if not watcher.connection.unsent:  # else `go_on` goes on with it
+                told = min(told, watcher.number)
+        self._told = told
 
     def go_on(self, connection: Connection, epoll: select.epoll) -> None:
         """Go on with one who has taken all that was under way."""
         watcher = self._watchers.get(connection.socket.fileno())
         if watcher is not None:
             self._tell(watcher, epoll, {})
+            if not connection.unsent:
+                self._told = min(self._told, watcher.number)
 
     def _tell(self, watcher: _Watcher, epoll: select.epoll, made: _Made) -> None:
         feed, connection = self._feed, watcher.connection
         try:
-            while not connection.unsent and watcher.number < feed.end:
+            if not connection.unsent and watcher.number < feed.end:
                 body = self._next_message(watcher, made)
                 if body:
                     connection.send(body)
@@ -139,7 +145,10 @@ class Watchers:
         found = made.get(key)
         if found is None:
             entries = self._gathered(watcher.number)
-            found = made[key] = _message(entries, watch), len(entries)
+            # Behind the last event there may be numbers that stand for none.
+            is_last = watcher.number + len(entries) == feed.end
+            lsn = feed.lsn if is_last else entries[-1].lsn
+            found = made[key] = _message(entries, watch, lsn), len(entries)
         body, count = found
         watcher.number += count
         return body
@@ -154,10 +163,10 @@ class Watchers:
         return entries
 
 
-def _message(entries: list[Entry], watch: Watch) -> bytes:
+def _message(entries: list[Entry], watch: Watch, lsn: int) -> bytes:
     """Return the message of those events that a watch is for; empty if it is for none."""
     events = [_event(entry, watch) for entry in entries if _is_for(watch, entry)]
-    return messages.encode(Happened(entries[-1].lsn, False, events)) if events else b""
+    return messages.encode(Happened(lsn, False, events)) if events else b""
 
 
 def _event(entry: Entry, watch: Watch) -> msgspec.Raw:
