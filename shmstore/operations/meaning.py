@@ -138,7 +138,7 @@ def _claim(find: Find, item: Claim, context: Context, base: int) -> Effect:
         raise AlreadyClaimedError(msg, code=item.code, session=session)
     _merge(stored, fields)
     stored.status = "connected"
-    if fields.connected_at is UNSET:
+    if not fields.connected_at:
         stored.connected_at = context.wall()
     return _next(block, stored, item, context)
 
@@ -218,7 +218,8 @@ def _touch(find: Find, item: Touch, context: Context, base: int) -> Effect | Gon
     ttl_us = block.ttl_us if item.ttl_us is None else item.ttl_us
     expires_ns = context.now_ns + ttl_us * _US_NS if ttl_us else 0
     stored = payloads.decode(block.payload)
-    effect = Effect(item.code, block, stored, block.owner, expires_ns, ttl_us, answer="gone")
+    # What the next touch renews is what it was, also when this one takes a record of its own.
+    effect = Effect(item.code, block, stored, block.owner, expires_ns, block.ttl_us, answer="gone")
     effect.touches = True
     return effect
 
@@ -358,7 +359,7 @@ def _fresh(code: str, fields: Fields, created_at: datetime, created_version: int
         connected_at=fields.connected_at or None,
         sender_info=None if fields.sender_info is UNSET else fields.sender_info,
         receiver_info=None if fields.receiver_info is UNSET else fields.receiver_info,
-        data=_rest(fields),
+        data=dict(_rest(fields)),  # a sum goes into it, and the request may be done anew
         version=0,
         created_version=created_version,
     )
