@@ -198,7 +198,7 @@ class Host:
 
     def _given(self, caller: Owner, item: Item) -> Given:
         """Return the owner that an item names, watched and alive; UNSET when it names none."""
-        fields = item.default if isinstance(item, Increment) else item.fields  # type: ignore[union-attr]
+        fields = item.default if isinstance(item, Increment) else item.fields  # type: ignore[union-attr]  # deletes never ask
         pid = UNSET if fields is None else fields.owner_pid
         if pid is None:
             return None
