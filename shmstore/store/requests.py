@@ -6,6 +6,7 @@ One place for the store that waits and the one that is awaited, and for what a b
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET
@@ -27,8 +28,6 @@ from shmstore.wire.messages import (
 from shmstore.wire.values import check_code, check_value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from shmstore.wire.fields import Fields
 
 _RESERVED: Final = frozenset({"if_version", "if_created", "expect", "ttl_s", "timeout_s", "data"})
@@ -57,6 +56,9 @@ class Requests:
     ) -> Create:
         """Ask for a new session. Without a code it has to be given one before it is sent."""
         gathered = gather(mapping, given, data)
+        if or_get and gathered.code is UNSET:
+            msg = "create_or_get needs a code: a session without one is always another; use create"
+            raise TypeError(msg)
         return Create(*HEAD, gathered, not self._owned, _ttl_us(ttl_s), or_get)
 
     def update(
@@ -153,8 +155,11 @@ class Requests:
         if default is None and ttl_s is not None:
             msg = "ttl_s is that of the session which `default` makes: give both, or use touch()"
             raise ValueError(msg)
-        made = None if default is None else gather(default, {}, None)
         head = _conditional(code, **conditions)
+        made = None if default is None else gather(default, {}, None)
+        if made is not None and made.code not in {UNSET, code}:
+            msg = f"default has the code {made.code!r}, and the session is {code!r}"
+            raise ValueError(msg)
         return Increment(
             **head,
             field=field,
@@ -209,9 +214,12 @@ def _check_version(value: object, name: str) -> None:
 
 def _expected(expect: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is expected, as it is compared: checked as if it were written."""
-    expected = dict(gather(expect, {}, None).rest)
-    expected.update({name: expect[name] for name in wire_fields.NAMES & expect.keys()})
-    return expected
+    if not isinstance(expect, Mapping):
+        msg = f"expect is a mapping of what must be there, not {expect!r}"
+        raise TypeError(msg)
+    fields = wire_fields.gather(expect, {}, None)
+    named = {name: getattr(fields, name) for name in wire_fields.NAMES & expect.keys()}
+    return {**fields.rest, **named}
 
 
 def _ttl_us(ttl_s: float | None) -> int | None:
