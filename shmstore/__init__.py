@@ -36,8 +36,9 @@ from shmstore.errors import (
     TableCorruptError,
     TableFormatError,
     VersionConflictError,
+    WaitTimeoutError,
 )
-from shmstore.model import ChildSpec, FrozenDict, Owner, Session, StoreStats
+from shmstore.model import ChildSpec, Event, FrozenDict, Owner, Session, StoreStats
 from shmstore.version import __version__
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ __all__ = [
     "BackendUnavailableError",
     "ChildInfo",
     "ChildSpec",
+    "Event",
     "FrozenDict",
     "ManagerTimeoutError",
     "ManagerUnavailableError",
@@ -74,6 +76,7 @@ __all__ = [
     "TableCorruptError",
     "TableFormatError",
     "VersionConflictError",
+    "WaitTimeoutError",
     "__version__",
     "open",
 ]

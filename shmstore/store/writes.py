@@ -575,7 +575,7 @@ class SessionTable:
 
             >>> with store.watch(code="DOOR") as watcher:
             ...     made = store.create(code="DOOR", ttl_s=0.05)
-            ...     [(event.kind, event.reason) for event, _ in zip(watcher, range(2))]
+            ...     [(event.kind, event.reason) for _, event in zip(range(2), watcher)]
             [('created', None), ('deleted', 'expired')]
 
         The manager sends them; nothing is asked for again and again. Who is slow is never waited
