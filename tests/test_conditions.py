@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 import shmstore
 from shmstore import config
+from shmstore._os import paths
 from shmstore.errors import (
     AlreadyClaimedError,
     SessionNotFoundError,
     VersionConflictError,
 )
+from shmstore.wire import messages
+from shmstore.wire.messages import Hello
+from tests.between import Between
+from tests.processes import is_gone, until
 from tests.races import RACERS, kill_managers, race
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from shmstore import SessionStore
+    from tests.between import Ask
     from tests.processes import Children
 
 COUNT: Final = 60
@@ -199,6 +206,58 @@ class TestModify:
         assert store.modify("A", lambda _session: None) == session == store["A"]
         with pytest.raises(SessionNotFoundError):
             store.modify("B", lambda _session: {})
+
+
+def _atomically(store: SessionStore) -> int | float:
+    with store.batch(atomic=True) as batch:
+        batch.create(code="Z")
+        total = batch.increment("A", "n", 10)
+    return total.result
+
+
+ASKED: Final[list[tuple[Callable[[SessionStore], Any], Any]]] = [
+    (lambda store: store.claim("A").status, "connected"),
+    (lambda store: store.increment("A", "n"), 1),
+    (lambda store: [s.code for s in store.create_many([{"code": "X"}, {"code": "Y"}])], ["X", "Y"]),
+    (_atomically, 11),
+    (lambda store: store.take("A").data["n"], 11),
+    (lambda store: store.delete_many(["X", "Y"]), 2),
+    (lambda store: store.clear(), 1),
+]
+"""Writes, and what each returns, if it is done once after those before it."""
+
+
+class TestLost:
+    """What was done, and the caller did not hear of it."""
+
+    @pytest.mark.parametrize("killed", [False, True])
+    def test_an_answer_is_given_again(self, store: SessionStore, *, killed: bool) -> None:
+        """By the same manager, or by the next one; and nothing is done twice."""
+        files = paths.store_paths("t")
+        store.create(code="A")
+        for number, (call, expected) in enumerate(ASKED):
+            lost: list[bytes | None] = []
+
+            def treat(body: bytes, ask: Ask, lost: list[bytes | None] = lost) -> bytes | None:
+                if lost or isinstance(messages.decode_asked(body), Hello):
+                    return ask(body)
+                lost.append(ask(body))
+                if killed:
+                    end(store.stats().manager_pid)
+                    between.leave()
+                return None
+
+            with Between(files, treat) as between, shmstore.open("t", start=False) as other:
+                assert call(other) == expected, number
+            assert len(lost) == 1
+        assert store.stats().epoch == 1 + len(ASKED) * killed
+        assert len(store) == 0
+
+
+def end(pid: int) -> None:
+    """Kill a manager, and wait until it is gone."""
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: is_gone(pid))
 
 
 @pytest.mark.parametrize("kills", KILLS)
