@@ -33,7 +33,7 @@ from shmstore.errors import (
     VersionConflictError,
 )
 from shmstore.model import ChildSpec, FrozenDict, StoreOptions
-from shmstore.store import followed, session_store
+from shmstore.store import followed
 from tests.hosts import serve_in_fork
 from tests.processes import become_nobody, descriptors, header_of, is_gone, until, with_directory
 
@@ -137,9 +137,9 @@ class TestCreate:
     ) -> None:
         """A made-up code that is taken is made up again, and again, but not for ever."""
         codes = iter(["A", "A", "A", "B"])
-        monkeypatch.setattr(session_store, "_made_up_code", lambda: next(codes))
+        monkeypatch.setattr(store, "_make_code", lambda: next(codes))
         assert [store.create().code, store.create().code] == ["A", "B"]
-        monkeypatch.setattr(session_store, "_made_up_code", lambda: "A")
+        monkeypatch.setattr(store, "_make_code", lambda: "A")
         with pytest.raises(SessionExistsError):
             store.create()
 
@@ -361,16 +361,14 @@ class TestUpdate:
         with pytest.raises(ValueError, match="timeout_s is from"):
             call("A", timeout_s=0)
 
-    @pytest.mark.parametrize("how", ["create", "update", "replace", "put", "delete"])
-    def test_says_what_is_not_supported(self, store: SessionStore, how: str) -> None:
-        """Expect and ttl_s are refused rather than ignored."""
-        arguments = () if how == "create" else ("A",)
-        with pytest.raises(NotImplementedError, match="expect"):
-            getattr(store, how)(*arguments, expect={"status": "pending"})
-        if how != "delete":
-            with pytest.raises(NotImplementedError, match="ttl_s"):
-                getattr(store, how)(*arguments, ttl_s=1.0)
-        assert len(store) == 0
+    @pytest.mark.parametrize("reserved", ["if_version", "if_created", "expect"])
+    def test_a_condition_on_nothing_is_a_mistake(self, store: SessionStore, reserved: str) -> None:
+        """A create has no session that could be as it is said to be; a key goes in the mapping."""
+        given: dict[str, Any] = {"code": "A", reserved: 1}
+        for create in (store.create, store.create_or_get):
+            with pytest.raises(TypeError, match=f"{reserved} cannot be given here"):
+                create(None, **given)
+        assert store.create({reserved: 1}).data == {reserved: 1}
 
     def test_assignment(self, store: SessionStore) -> None:
         """Item assignment and deletion name the methods that say what is meant."""
