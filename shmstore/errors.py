@@ -128,7 +128,7 @@ class SessionExistsError(ShmStoreError, ValueError):
 
 
 class VersionConflictError(ShmStoreError, ValueError):
-    """The session is not the one that `if_version` or `if_created` named. Nothing changed."""
+    """The session is not as `if_version`, `if_created` or `expect` named it. Nothing changed."""
 
     def __init__(
         self, message: str, *, code: str = "", session: Session[Any] | None = None

@@ -44,8 +44,9 @@ from shmstore.errors import (
 )
 from shmstore.starter import pause_s
 from shmstore.wire import messages
-from shmstore.wire.frames import FrameReader, body_max, frame
+from shmstore.wire.frames import FrameReader, body_max, content_max, frame
 from shmstore.wire.messages import (
+    BatchToSend,
     Failed,
     Gone,
     Goodbye,
@@ -414,7 +415,7 @@ class SessionTableProxy:
                 request.first_base = first_base
                 body = messages.encode(request)
                 if len(body) > self._max_session_bytes:
-                    self._refuse_too_large(len(body))
+                    self._refuse_too_large(len(body), request)
                 link.send(body, deadline_ns)
                 before, first_base = first_base, first_base or link.base
                 answer = link.receive(deadline_ns)
@@ -577,12 +578,18 @@ class SessionTableProxy:
         link.base = answer.base
         self._max_session_bytes = answer.max_session_bytes
 
-    def _refuse_too_large(self, size_bytes: int) -> None:
-        limit = self._max_session_bytes
+    def _refuse_too_large(self, size_bytes: int, request: Request) -> None:
+        what, advice, limit = (
+            "the session",
+            "store the large part elsewhere",
+            self._max_session_bytes,
+        )
+        if type(request) is BatchToSend:
+            what, advice, limit = "the batch", "make it several", content_max(limit)
         if size_bytes > limit + _BESIDE_SESSION_BYTES:
             msg = (
-                f"the session has about {size_bytes} bytes and the store takes {limit}: store the "
-                "large part elsewhere, or start the store with a larger max_session_bytes"
+                f"{what} has about {size_bytes} bytes and the store takes {limit}: {advice}, or "
+                "start the store with a larger max_session_bytes"
             )
             raise SessionTooLargeError(msg, size_bytes=size_bytes, max_bytes=limit)
 

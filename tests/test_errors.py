@@ -39,6 +39,7 @@ ALL: Final[list[tuple[type[ShmStoreError], type[Exception], dict[str, Any]]]] = 
     (errors.SessionExistsError, ValueError, {"code": "A", "owner_pid": 7}),
     (errors.VersionConflictError, ValueError, {"code": "A", "session": SESSION}),
     (errors.AlreadyClaimedError, ValueError, {"code": "A", "session": SESSION}),
+    (errors.WaitTimeoutError, TimeoutError, {"code": "A", "timeout_s": 0.5}),
     (errors.OwnerNotAliveError, ProcessLookupError, {"owner_pid": 7}),
     (errors.AccessDeniedError, PermissionError, {}),
     (errors.SessionTooLargeError, ValueError, {"size_bytes": 9, "max_bytes": 8}),

@@ -653,7 +653,9 @@ class TestMoment:
 class TestRetry:
     """A request that is asked again after the owner it names has died."""
 
-    @pytest.mark.parametrize("kind", ["create", "update"])
+    @pytest.mark.parametrize(
+        "kind", ["create", "update", "replace", "put", "claim", "increment", "batch", "atomic"]
+    )
     def test_is_answered_as_it_was_then(
         self, bare: BareHost, children: Children, kind: str
     ) -> None:
@@ -664,11 +666,19 @@ class TestRetry:
         """
         owner = children.sleeper()
         fields = Fields(code="A", owner_pid=owner.pid)
-        if kind == "update":
+        create = messages.Create(*messages.HEAD, fields, False)
+        if kind in {"update", "replace", "claim"}:
             bare.create("A", owner_pid=os.getpid())
-            asked: tuple[Any, ...] = (messages.Update, "A", None, None, fields)
-        else:
-            asked = (messages.Create, fields, False)
+        asked: tuple[Any, ...] = {
+            "create": (messages.Create, fields, False),
+            "update": (messages.Update, "A", None, None, fields),
+            "replace": (messages.Replace, "A", None, None, fields),
+            "put": (messages.Put, "A", None, None, fields, False),
+            "claim": (messages.Claim, "A", None, None, fields),
+            "increment": (messages.Increment, "A", None, None, "n", 1, fields, False),
+            "batch": (messages.Batch, [create], False),
+            "atomic": (messages.Batch, [create], True),
+        }[kind]
         first = bare.ask(*asked)
         owner.kill()
         bare.collect_until(lambda: not bare.codes)

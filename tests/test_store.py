@@ -361,6 +361,15 @@ class TestUpdate:
         with pytest.raises(ValueError, match="timeout_s is from"):
             call("A", timeout_s=0)
 
+    @pytest.mark.parametrize("reserved", ["if_version", "if_created", "expect"])
+    def test_a_condition_on_nothing_is_a_mistake(self, store: SessionStore, reserved: str) -> None:
+        """A create has no session that could be as it is said to be; a key goes in the mapping."""
+        given: dict[str, Any] = {"code": "A", reserved: 1}
+        for create in (store.create, store.create_or_get):
+            with pytest.raises(TypeError, match=f"{reserved} cannot be given here"):
+                create(None, **given)
+        assert store.create({reserved: 1}).data == {reserved: 1}
+
     def test_assignment(self, store: SessionStore) -> None:
         """Item assignment and deletion name the methods that say what is meant."""
         with pytest.raises(TypeError, match=r"put\(.*update\("):

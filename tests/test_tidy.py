@@ -32,8 +32,14 @@ LONG_MODULES: Final = {
     "_table/reader.py": "one probe and one copy, whose parts a reader must see side by side",
     "_table/writer.py": "the write order and all that it is made of, in one place",
     "model.py": "one public struct after the other: more docstring than code",
-    "operations.py": "one short function for each operation",
-    "proxy.py": "half of it are the docstrings of the operations",
+    "operations/meaning.py": "one short function for each operation",
+    "proxy.py": "one exchange, and all that can go wrong in it",
+    "server/host.py": "whatever changes the table, in one place",
+    "server/loop.py": "what a client may do, and what comes of it",
+    "store/batch.py": "a signature for each write, as the store's own",
+    "store/watching.py": "one watcher, and all that can happen to it",
+    "store/writes.py": "the public writes: more docstring than code",
+    "wire/messages.py": "every message there is, side by side",
     "_table/record.py": "three kinds of block side by side, as its head draws them",
     "_table/recovery.py": "one step after the other, as its head says",
     "watcher.py": "one lock's state, and all that touches it",
@@ -41,7 +47,7 @@ LONG_MODULES: Final = {
 }
 MODULE_LINES_MAX: Final = 300
 
-PURE: Final = ("operations.py", "wire", "_table")
+PURE: Final = ("operations", "wire", "_table")
 IMPURE: Final = frozenset({"os", "mmap", "time", "threading", "socket", "psutil"})
 
 MAY_SLEEP: Final = frozenset({"until"})

@@ -541,7 +541,7 @@ class TableWriter:
             self.statuses.set(slot, None)
             return
         self._own(slot, old, change.owner, now_ns)
-        if change.expires_ns or self.expiries:
+        if change.expires_ns or self.expiries.by_slot:
             self.expiries.set(slot, change.expires_ns)
 
     # --- Steps of the write order

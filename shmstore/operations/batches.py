@@ -11,9 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from shmstore._table.record import Block, Note
+from shmstore._table.record import Block, Note, decode_payload
 from shmstore._table.writer import Change
-from shmstore.errors import ShmStoreError, StoreFullError
+from shmstore.errors import (
+    AlreadyClaimedError,
+    ShmStoreError,
+    StoreFullError,
+    VersionConflictError,
+)
 from shmstore.operations import meaning, payloads
 from shmstore.operations.meaning import Effect
 from shmstore.wire import messages
@@ -56,6 +61,7 @@ def apply(table: TableWriter, batch: Batch, context: Context) -> Batched:
             outcomes.append(plan.take(item))
         except (ShmStoreError, ValueError, TypeError) as error:
             if batch.atomic:
+                _leave(table, error)
                 raise
             outcomes.append(messages.failure(0, table.base, error))
     answer = _encode(outcomes)
@@ -63,7 +69,7 @@ def apply(table: TableWriter, batch: Batch, context: Context) -> Batched:
     try:
         plan.commit(note, answer)
     except StoreFullError:
-        if batch.atomic or not plan.deletes_only:
+        if batch.atomic or plan.needs_room:
             raise
         plan.delete_one_by_one(note, answer)
     return Batched(batch.number, table.base, msgspec.Raw(answer))
@@ -82,6 +88,16 @@ def delete_where(table: TableWriter, request: DeleteWhere, context: Context) -> 
     except StoreFullError:  # deletes always work, if need be each for itself
         plan.delete_one_by_one(note, _encode(count), request.reason)
     return Number(request.number, table.base, count)
+
+
+def _leave(table: TableWriter, error: Exception) -> None:
+    """Let an error of an atomic batch tell what stands in the table.
+
+    What the items before it would have left never was, and its version will be another's.
+    """
+    if isinstance(error, VersionConflictError | AlreadyClaimedError):
+        block = table.find(error.code)
+        error.session = None if block is None else decode_payload(block.payload)
 
 
 def _make_room(table: TableWriter, items: Iterable[Item], context: Context) -> None:
@@ -133,20 +149,22 @@ def _candidates(table: TableWriter, request: DeleteWhere) -> Iterable[str]:
 
 
 class _Plan:
-    """What a batch comes to, as far as its items have been gone through."""
+    """What a batch comes to, as far as its items have been gone through.
+
+    Attributes:
+        changes: What is to be done, by code.
+        needs_room: Whether any item stores a session, or answers with one that is gone then.
+
+    """
 
     def __init__(self, table: TableWriter, context: Context) -> None:
         self.changes: dict[str, tuple[Effect, Change]] = {}
+        self.needs_room = False
         self._table = table
         self._context = context
         self._lsn = table.lsn
         self._pending: dict[str, Block | None] = {}
         self._first: dict[str, Block | None] = {}  # what stood there before the batch
-
-    @property
-    def deletes_only(self) -> bool:
-        """Whether nothing is created or changed."""
-        return all(change.is_delete for _, change in self.changes.values())
 
     def take(self, item: Item) -> Done | Gone | Number:
         """Go through one item, and return what is answered to it."""
@@ -158,6 +176,7 @@ class _Plan:
             assert effect.old is not None, "what is deleted stands there"
             self.delete(effect)
             if effect.answer == "taken":
+                self.needs_room = True
                 return Done(0, base, msgspec.Raw(effect.old.payload))
             return Gone(0, base, existed=True)
         payload = self._change(effect)
@@ -186,6 +205,7 @@ class _Plan:
             stored.created_version = version
         payload = payloads.encode(stored, effect.owner, version, context.max_session_bytes)
         self._lsn = lsn
+        self.needs_room = True
         created_lsn = lsn if old is None or effect.is_new else old.created_lsn
         pending = Block(
             lsn,
@@ -233,8 +253,12 @@ class _Plan:
         )
 
     def commit(self, note: Note, answer: bytes, reason: str = "deleted") -> None:
-        """Let all effects be had at once, if there is any."""
-        if not self.changes:
+        """Let all effects be had at once, if there is any.
+
+        Also if they come to nothing, as a create and a delete do: the answer has their versions,
+        which the row keeps from being given out again.
+        """
+        if self._lsn == self._table.lsn:
             return
         table = self._table
         changes = [change for _, change in self.changes.values()]

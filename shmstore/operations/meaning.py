@@ -116,8 +116,7 @@ def _create(find: Find, item: Create, context: Context, base: int) -> Effect | D
 
 def _update(find: Find, item: Update, context: Context, base: int) -> Effect:
     _refuse_other_code(item.fields, item.code)
-    block = _present(find, item, base)
-    _refuse_stale(block.owner, context)
+    block = _present(find, item, context, base)
     stored = payloads.decode(block.payload)
     _merge(stored, item.fields, context)
     return _next(block, stored, item, context)
@@ -129,8 +128,7 @@ def _claim(find: Find, item: Claim, context: Context, base: int) -> Effect:
     if fields.status is not UNSET:
         msg = f"a claim makes the status 'connected'; it cannot be given as {fields.status!r}"
         raise ValueError(msg)
-    block = _present(find, item, base)
-    _refuse_stale(block.owner, context)
+    block = _present(find, item, context, base)
     stored = payloads.decode(block.payload)
     if stored.status != "pending":
         msg = f"session {item.code!r} is {stored.status} already; only a pending one can be claimed"
@@ -138,7 +136,7 @@ def _claim(find: Find, item: Claim, context: Context, base: int) -> Effect:
         raise AlreadyClaimedError(msg, code=item.code, session=session)
     _merge(stored, fields, context)
     stored.status = "connected"
-    if fields.connected_at is UNSET:
+    if not fields.connected_at:
         stored.connected_at = context.wall()
     return _next(block, stored, item, context)
 
@@ -146,8 +144,7 @@ def _claim(find: Find, item: Claim, context: Context, base: int) -> Effect:
 def _replace(find: Find, item: Replace | Put, context: Context, base: int) -> Effect:
     fields = item.fields
     _refuse_other_code(fields, item.code)
-    block = _present(find, item, base)
-    _refuse_stale(block.owner, context)
+    block = _present(find, item, context, base)
     _check_values(fields, context)
     before = payloads.decode(block.payload)
     created_at = fields.created_at or before.created_at
@@ -168,8 +165,7 @@ def _increment(find: Find, item: Increment, context: Context, base: int) -> Effe
         _refuse_conditions(item)
         effect = _new(check_code(item.code), item.default, item, context)
     else:
-        block = _present(find, item, base)
-        _refuse_stale(block.owner, context)
+        block = _present(find, item, context, base)
         stored = payloads.decode(block.payload)
         effect = Effect(item.code, block, stored, block.owner, block.expires_ns, block.ttl_us)
     assert effect.stored is not None
@@ -198,27 +194,26 @@ def _sum(data: dict[str, Any], item: Increment) -> int | float:
     return value
 
 
-def _delete(find: Find, item: Delete, _context: Context, base: int) -> Effect | Gone:
+def _delete(find: Find, item: Delete, context: Context, base: int) -> Effect | Gone:
     if find(item.code) is None:
         return Gone(item.number, base, existed=False)
-    return Effect(item.code, _present(find, item, base), answer="gone")
+    return Effect(item.code, _present(find, item, context, base), answer="gone")
 
 
 def _take(find: Find, item: Take, context: Context, base: int) -> Effect:
-    block = _present(find, item, base)
-    _refuse_stale(block.owner, context)
+    block = _present(find, item, context, base)
     return Effect(item.code, block, answer="taken")
 
 
 def _touch(find: Find, item: Touch, context: Context, base: int) -> Effect | Gone:
-    block = _present(find, item, base)
-    _refuse_stale(block.owner, context)
+    block = _present(find, item, context, base)
     if item.ttl_us is None and not block.ttl_us:
         return Gone(item.number, base, existed=True)  # it never expires: nothing to renew
     ttl_us = block.ttl_us if item.ttl_us is None else item.ttl_us
     expires_ns = context.now_ns + ttl_us * _US_NS if ttl_us else 0
     stored = payloads.decode(block.payload)
-    effect = Effect(item.code, block, stored, block.owner, expires_ns, ttl_us, answer="gone")
+    # What the next touch renews is what it was, also when this one takes a record of its own.
+    effect = Effect(item.code, block, stored, block.owner, expires_ns, block.ttl_us, answer="gone")
     effect.touches = True
     return effect
 
@@ -241,14 +236,18 @@ _OF: Final[dict[type, Callable[[Find, Any, Context, int], Effect | Done | Gone]]
 _Conditional: TypeAlias = Update | Replace | Put | Delete | Take | Claim | Increment | Touch
 
 
-def _present(find: Find, item: _Conditional, base: int) -> Block:
-    """Return the record of the session that an item is about, if it is the one it names."""
+def _present(find: Find, item: _Conditional, context: Context, base: int) -> Block:
+    """Return the record of the session that an item is about, if it is the one it names.
+
+    First whether its owner lives: no error tells of a session that is as good as gone.
+    """
     block = find(item.code)
     if block is None:
         msg = (
             f"there is no session {item.code!r}: it was deleted, its owner exited, or it never was"
         )
         raise SessionNotFoundError(msg, code=item.code)
+    _refuse_stale(block.owner, context)
     if item.if_version is not None:
         _require(block, item.code, "version", base + block.lsn, item.if_version)
     if item.if_created is not None:
@@ -359,7 +358,7 @@ def _fresh(code: str, fields: Fields, created_at: datetime, created_version: int
         connected_at=fields.connected_at or None,
         sender_info=None if fields.sender_info is UNSET else fields.sender_info,
         receiver_info=None if fields.receiver_info is UNSET else fields.receiver_info,
-        data=_rest(fields),
+        data=dict(_rest(fields)),  # a sum goes into it, and the request may be done anew
         version=0,
         created_version=created_version,
     )

@@ -58,9 +58,13 @@ def code_of(payload: bytes) -> str:
 
 
 def as_mapping(payload: bytes) -> dict[str, Any]:
-    """Return all that a session has: its fields, and the keys of its data beside them."""
+    """Return the map that was stored: the fields, and the keys of data beside them.
+
+    Without the versions: keys of data may be named so.
+    """
     stored = decode_whole(payload)
     fields: dict[str, Any] = msgspec.structs.asdict(stored)
+    del fields["version"], fields["created_version"]
     return {**fields.pop("data"), **fields}
 
 

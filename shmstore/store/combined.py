@@ -13,7 +13,7 @@ from shmstore.model import DataT
 from shmstore.store.batch import Gathered
 from shmstore.store.described import described, fits
 from shmstore.store.watching import wait_for
-from shmstore.store.writes import SessionTable
+from shmstore.store.writes import SessionTable, refuse_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -99,6 +99,7 @@ class Combined(SessionTable[DataT]):
 
     def get_many(self, codes: Iterable[str]) -> dict[str, Session[DataT]]:
         """Return the sessions of these codes that there are, by code; the manager is not asked."""
+        refuse_one(codes)
         found = ((code, self.get(code)) for code in codes)
         return {code: session for code, session in found if session is not None}
 
@@ -143,7 +144,11 @@ class Combined(SessionTable[DataT]):
         for session in found:
             gathered.add(self._requests.delete(session.code, if_version=session.version))
         self._run(gathered, timeout_s)
-        return sum(outcome is True for outcome in gathered.outcomes())
+        outcomes = gathered.outcomes()
+        for outcome in outcomes:
+            if isinstance(outcome, Exception) and not isinstance(outcome, VersionConflictError):
+                raise outcome
+        return sum(outcome is True for outcome in outcomes)
 
     def wait_for(
         self,

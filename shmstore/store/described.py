@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from shmstore import config
 from shmstore._os import clock
+from shmstore.wire.fields import check_field
 from shmstore.wire.messages import HEAD, DeleteWhere
 
 if TYPE_CHECKING:
@@ -22,7 +23,17 @@ def described(
     prefix: str,
     older_than_s: float | None,
 ) -> DeleteWhere:
-    """Return the request for the end of all that is as described."""
+    """Return the request for the end of all that is as described.
+
+    Raises:
+        TypeError: Something of it is of the wrong type.
+        ValueError: It is of the right one, and describes nothing that can be.
+
+    """
+    check_field("owner_pid", None if owner_pid is UNSET else owner_pid)
+    check_field("direction", None if direction is UNSET else direction)
+    if status is not None:
+        check_field("status", status)
     if type(prefix) is not str:
         msg = f"prefix is the beginning of a code, a str, not {prefix!r}"
         raise TypeError(msg)

@@ -6,6 +6,7 @@ One place for the store that waits and the one that is awaited, and for what a b
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from msgspec import UNSET
@@ -27,8 +28,6 @@ from shmstore.wire.messages import (
 from shmstore.wire.values import check_code, check_value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from shmstore.wire.fields import Fields
 
 
@@ -75,6 +74,9 @@ class Requests:
     ) -> Create:
         """Ask for a new session. Without a code it has to be given one before it is sent."""
         gathered = self._gather(mapping, given, data)
+        if or_get and gathered.code is UNSET:
+            msg = "create_or_get needs a code: a session without one is always another; use create"
+            raise TypeError(msg)
         return Create(*HEAD, gathered, not self._owned, _ttl_us(ttl_s), or_get)
 
     def update(
@@ -172,8 +174,11 @@ class Requests:
         if default is None and ttl_s is not None:
             msg = "ttl_s is that of the session which `default` makes: give both, or use touch()"
             raise ValueError(msg)
-        made = None if default is None else self._gather(default, {}, None)
         head = self._conditional(code, **conditions)
+        made = None if default is None else self._gather(default, {}, None)
+        if made is not None and made.code not in {UNSET, code}:
+            msg = f"default has the code {made.code!r}, and the session is {code!r}"
+            raise ValueError(msg)
         return Increment(
             **head,
             field=field,
@@ -222,6 +227,9 @@ class Requests:
 
     def _expected(self, expect: Mapping[str, Any]) -> dict[str, Any]:
         """Return what is expected, as it is compared: checked as if it were written."""
+        if not isinstance(expect, Mapping):
+            msg = f"expect is a mapping of what must be there, not {expect!r}"
+            raise TypeError(msg)
         given = self._gather(expect, {}, None, whole=False)
         fields = {name: getattr(given, name) for name in wire_fields.NAMES & expect.keys()}
         return {**given.rest, **fields}

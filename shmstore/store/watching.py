@@ -303,5 +303,4 @@ def _next_state(
         if not event.code:  # something was lost: what is there now, says the table
             return read(code)
         if session is None or event.lsn > session.version - watcher.base:
-            return event.session  # type: ignore[return-value]  # of the handle's type
-
+            return event.session

@@ -117,7 +117,8 @@ class SessionTable(Generic[DataT]):
             4
 
         Of any number of processes that do this at once exactly one creates it. Args and errors are
-        those of `create`, but that SessionExistsError cannot be.
+        those of `create`, but that SessionExistsError cannot be, and that the code has to be given:
+        a TypeError if it is not.
         """
         request = self._requests.create(mapping, fields, data, ttl_s, or_get=True)
         return self._create(request, timeout_s)
@@ -191,8 +192,8 @@ class SessionTable(Generic[DataT]):
     ) -> Session[DataT]:
         """Make the whole session anew and return it: what is not given is dropped.
 
-        Owner and created_at stay unless given; created_version stays in any case. Args and errors
-        are those of `update`, but that `data` has nothing to replace: it is the other keys.
+        Owner, created_at and end stay unless given; created_version stays in any case. Args and
+        errors are those of `update`, but that `data` has nothing to replace: it is the other keys.
         """
         conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
         request = self._requests.replace(code, mapping, fields, data, ttl_s, **conditions)
@@ -216,7 +217,7 @@ class SessionTable(Generic[DataT]):
 
         Where there was one, it is as with `replace`; where there was none, as with `create`. So
         are args and errors, but that SessionNotFoundError and SessionExistsError cannot be. With
-        `if_version` or `if_created` and no session, VersionConflictError.
+        `if_version`, `if_created` or `expect` and no session, VersionConflictError.
         """
         conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
         request = self._requests.put(code, mapping, fields, data, ttl_s, **conditions)
@@ -282,8 +283,9 @@ class SessionTable(Generic[DataT]):
         mapping: Mapping[str, Any] | None = None,
         /,
         *,
-        data: Mapping[str, Any] | DataT | None = None,
+        if_version: int | None = None,
         if_created: int | None = None,
+        data: Mapping[str, Any] | DataT | None = None,
         expect: Mapping[str, Any] | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
@@ -296,13 +298,15 @@ class SessionTable(Generic[DataT]):
             'connected'
 
         Its `connected_at` is the manager's time, unless one is given. Of any number of claimers
-        exactly one gets the session.
+        exactly one gets the session. What it is said to be (`if_version`, `if_created`, `expect`)
+        is looked at before whether it is pending.
 
         Args:
             code: The session's code.
             mapping: Fields and other keys that change with it, as `update` takes them.
-            data: Replaces all other keys.
+            if_version: Only if the session has this version still.
             if_created: Only that very session, never a later one of the same code.
+            data: Replaces all other keys.
             expect: Only if these fields and keys of data have these values.
             ttl_s: Seconds that the session lives from now on; None: the end that it has stays.
             timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
@@ -315,7 +319,7 @@ class SessionTable(Generic[DataT]):
             ValueError: A status is given: it becomes "connected".
 
         """
-        conditions = {"if_created": if_created, "expect": expect}
+        conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
         request = self._requests.claim(code, mapping, changes, data, ttl_s, **conditions)
         return self._written(request, timeout_s)
 
@@ -324,6 +328,7 @@ class SessionTable(Generic[DataT]):
         code: str,
         ttl_s: float | None = None,
         *,
+        if_version: int | None = None,
         if_created: int | None = None,
         expect: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
@@ -336,8 +341,9 @@ class SessionTable(Generic[DataT]):
         Args:
             code: The session's code.
             ttl_s: Seconds that it lives from now on, at most 48 days without a new version;
-                math.inf for ever. None: as many as the last write that named some. A session that
-                was given none lives on.
+                math.inf for ever. None: as many as the last write but a touch that named some; if
+                none did, its end stays as it is.
+            if_version: Only if the session has this version still.
             if_created: Only that very session, never a later one of the same code.
             expect: Only if these fields and keys of data have these values.
             timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
@@ -347,7 +353,7 @@ class SessionTable(Generic[DataT]):
             VersionConflictError: It is not the one that was named.
 
         """
-        conditions = {"if_created": if_created, "expect": expect}
+        conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
         self._ask(Gone, self._requests.touch(code, ttl_s, **conditions), timeout_s)
 
     def increment(
@@ -356,6 +362,9 @@ class SessionTable(Generic[DataT]):
         field: str,
         by: float = 1,
         *,
+        if_version: int | None = None,
+        if_created: int | None = None,
+        expect: Mapping[str, Any] | None = None,
         default: Mapping[str, Any] | None = None,
         ttl_s: float | None = None,
         timeout_s: float | None = None,
@@ -371,32 +380,55 @@ class SessionTable(Generic[DataT]):
             code: The session's code.
             field: The number's key in `data`; one that is not there counts as 0.
             by: What is added, an int or a float; it may be negative.
+            if_version: Only if the session has this version still.
+            if_created: Only that very session, never a later one of the same code.
+            expect: Only if these fields and keys of data have these values.
             default: If there is no session: what one is created from, as `create` takes it, before
                 the number is added to. None: then SessionNotFoundError.
             ttl_s: Seconds that a session lives which is created here; one that is there keeps its
-                end.
+                end. Not without a default.
             timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
 
         Raises:
             SessionNotFoundError: There is none, and no default.
+            VersionConflictError: It is not the one that was named, or there is none.
             TypeError: What is there is no number.
             ValueError: The sum would not fit in 64 bits.
 
         """
-        request = self._requests.increment(code, field, by, default=default, ttl_s=ttl_s)
+        conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
+        request = self._requests.increment(
+            code, field, by, default=default, ttl_s=ttl_s, **conditions
+        )
         return self._ask(Number, request, timeout_s).value
 
-    def transfer(self, code: str, owner_pid: int | None, **conditions: Any) -> Session[DataT]:
+    def transfer(
+        self,
+        code: str,
+        owner_pid: int | None,
+        *,
+        if_version: int | None = None,
+        if_created: int | None = None,
+        expect: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Session[DataT]:
         """Give a session to another process, or to nobody, and return it.
 
         Args:
             code: The session's code.
             owner_pid: Whose exit deletes it from now on; None: nobody's.
-            **conditions: if_version, if_created, expect and timeout_s, as `update` takes them.
+            if_version: Only if the session has this version still.
+            if_created: Only that very session, never a later one of the same code.
+            expect: Only if these fields and keys of data have these values.
+            timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
 
         Errors are those of `update`.
         """
-        return self.update(code, {"owner_pid": owner_pid}, **conditions)
+        conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
+        request = self._requests.update(
+            code, {"owner_pid": owner_pid}, {}, None, None, **conditions
+        )
+        return self._written(request, timeout_s)
 
     # --- Many at once
 
@@ -428,6 +460,9 @@ class SessionTable(Generic[DataT]):
 
     def delete_owned(self, owner_pid: int, *, timeout_s: float | None = None) -> int:
         """Delete every session of a process, all at once, and return how many there were."""
+        if owner_pid is None:
+            msg = "delete_owned takes a process id; those of nobody: delete_where(owner_pid=None)"
+            raise TypeError(msg)
         return self.delete_where(owner_pid=owner_pid, timeout_s=timeout_s)
 
     def clear(self, *, timeout_s: float | None = None) -> int:
@@ -458,10 +493,12 @@ class SessionTable(Generic[DataT]):
             ShmStoreError: That of the first write that failed.
 
         """
+        if timeout_s is not None:
+            check_timeout(timeout_s, "timeout_s")
         gathered = Gathered(self._make_code, atomic=atomic)
         batch = Batch(self._requests, gathered)
-        yield batch
         try:
+            yield batch
             self._run(gathered, timeout_s)
         finally:
             batch.settle()
@@ -499,11 +536,17 @@ class SessionTable(Generic[DataT]):
         return self._many((self._requests.update(c, m, {}) for c, m in pairs), timeout_s)
 
     def delete_many(self, codes: Iterable[str], *, timeout_s: float | None = None) -> int:
-        """Delete sessions in as few round trips as may be, and return how many there were."""
+        """Delete sessions in as few round trips as may be, and return how many there were.
+
+        Errors are as with `create_many`.
+        """
+        refuse_one(codes)
         existed = self._many((self._requests.delete(code) for code in codes), timeout_s)
         return sum(existed)
 
     def _many(self, items: Iterable[Item], timeout_s: float | None) -> list[Any]:
+        if timeout_s is not None:
+            check_timeout(timeout_s, "timeout_s")
         gathered = Gathered(self._make_code, atomic=False)
         for item in items:
             gathered.add(item)
@@ -534,7 +577,7 @@ class SessionTable(Generic[DataT]):
 
             >>> with store.watch(code="DOOR") as watcher:
             ...     made = store.create(code="DOOR", ttl_s=0.05)
-            ...     [(event.kind, event.reason) for event, _ in zip(watcher, range(2))]
+            ...     [(event.kind, event.reason) for _, event in zip(range(2), watcher)]
             [('created', None), ('deleted', 'expired')]
 
         The manager sends them; nothing is asked for again and again. Who is slow is never waited
@@ -587,3 +630,10 @@ class SessionTable(Generic[DataT]):
     def _all_taken(self, last: SessionExistsError) -> SessionExistsError:
         """Return the error that no code could be made up."""
         return last
+
+
+def refuse_one(codes: object) -> None:
+    """Refuse one code in the place of several: it is iterable too, by its letters."""
+    if isinstance(codes, str | bytes):
+        msg = f"codes are given as a list, say, not as one {type(codes).__name__}: {codes!r}"
+        raise TypeError(msg)

@@ -127,6 +127,17 @@ def _check_rest(fields: Fields) -> None:
         check_value(value, name)
 
 
+def check_field(name: str, value: object) -> None:
+    """Refuse what a field cannot be.
+
+    Raises:
+        TypeError: It is of the wrong type.
+        ValueError: It is out of the field's range.
+
+    """
+    _CHECKS[name](value, name)
+
+
 def _data(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of what the keyword `data` gives."""
     rest = dict(_mapping(data, "data"))

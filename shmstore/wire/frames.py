@@ -20,9 +20,14 @@ ENVELOPE_BYTES: Final = 1 << 16
 """What a message may have around the session it carries: codes, names, error texts."""
 
 
+def content_max(max_session_bytes: int) -> int:
+    """Return how much one batch may carry: as much as one session, and never less than a part."""
+    return max(max_session_bytes, config.BATCH_BYTES)
+
+
 def body_max(max_session_bytes: int = config.MAX_SESSION_BYTES) -> int:
     """Return the cap of a body for stores whose sessions have this size at most."""
-    return max_session_bytes + ENVELOPE_BYTES
+    return content_max(max_session_bytes) + ENVELOPE_BYTES
 
 
 def frame(body: bytes) -> bytes:

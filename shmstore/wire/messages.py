@@ -152,7 +152,7 @@ class Increment(Changing, tag=12):
         by: What is added.
         default: The session that is created if there is none. None: that is an error.
         unowned: Whether that one is nobody's, unless a pid is given.
-        ttl_us: How long it lives; of one that is there already too.
+        ttl_us: How long that one lives. One that is there keeps its end.
 
     """
 

@@ -103,5 +103,6 @@ def test_a_body_is_the_callers_own() -> None:
 
 def test_the_most_that_a_message_may_have() -> None:
     """A session of the limit, and what is around it."""
-    assert body_max(5) == 5 + ENVELOPE_BYTES
+    assert body_max(5) == config.BATCH_BYTES + ENVELOPE_BYTES  # a batch of small ones
+    assert body_max(1 << 21) == (1 << 21) + ENVELOPE_BYTES
     assert body_max() == config.MAX_SESSION_BYTES + ENVELOPE_BYTES
