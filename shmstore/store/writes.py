@@ -14,11 +14,11 @@ from shmstore.errors import (
     SessionExistsError,
     ShmStoreError,
 )
-from shmstore.proxy import expect as answer_of
 from shmstore.store.batch import Batch, Gathered
 from shmstore.store.described import described
 from shmstore.store.settings import check_timeout
 from shmstore.store.watching import Following, Watcher
+from shmstore.wire.exchange import expect as answer_of
 from shmstore.wire.messages import BatchedHere, DoneHere, Gone, Number
 
 if TYPE_CHECKING:
