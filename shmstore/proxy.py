@@ -311,14 +311,8 @@ class SessionTableProxy:
             ShmStoreError: It cannot be started.
 
         """
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                probe.setblocking(False)
-                probe.connect(str(self._paths.socket))
-        except (FileNotFoundError, ConnectionRefusedError):
+        if nobody_listens(self._paths):
             self.connect(config.START_TIMEOUT_S)
-        except OSError:
-            pass  # its queue is full, or it is not for us: it is there
 
     def disconnect(self) -> None:
         """Let go of a connection on which nothing is under way; the next call makes another."""
@@ -461,6 +455,19 @@ class SessionTableProxy:
     def _greet(self, link: _Link, deadline_ns: int) -> None:
         link.send(link.hello(), deadline_ns)
         link.greeted(link.receive(deadline_ns))
+
+
+def nobody_listens(files: StorePaths) -> bool:
+    """Say whether a store has no manager; one that hangs is one."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            probe.connect(str(files.socket))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return True
+    except OSError:
+        pass  # its queue is full, or it is not for us: it is there
+    return False
 
 
 def require_own_server(files: StorePaths, connected: socket.socket) -> None:
