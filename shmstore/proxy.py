@@ -151,14 +151,15 @@ class _Link(Exchange):
 
         """
         assert self.socket is not None, "connect first"
-        while self._readable.poll(_left_ms(deadline_ns)):
+        answer = self._frames.feed(b"") if self._frames.buffer else None  # events come together
+        while answer is None:
+            if not self._readable.poll(_left_ms(deadline_ns)):
+                raise TimeoutError
             data = self.socket.recv(config.RECV_BYTES)
             if not data:
                 raise EOFError
             answer = self._frames.feed(data)
-            if answer is not None:
-                return messages.decode_answered(answer)
-        raise TimeoutError
+        return messages.decode_answered(answer)
 
 
 def _left_ms(deadline_ns: int) -> float:
@@ -312,7 +313,20 @@ class SessionTableProxy:
 
         """
         if nobody_listens(self._paths):
+            self._drop_idle()  # what it has is of a manager that is gone
             self.connect(config.START_TIMEOUT_S)
+
+    def _drop_idle(self) -> None:
+        """Drop the connection, unless another thread's call has it and sees for itself."""
+        link = self._link()
+        try:
+            if link.lock.acquire(blocking=False):
+                link.drop()
+        finally:  # SYNC-signal: nothing that a signal could interrupt stands before the release
+            try:  # noqa: SIM105  # suppress() would be such a thing
+                link.lock.release()
+            except RuntimeError:
+                pass  # not ours
 
     def disconnect(self) -> None:
         """Let go of a connection on which nothing is under way; the next call makes another."""
