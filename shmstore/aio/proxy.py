@@ -170,7 +170,10 @@ class AsyncTableProxy:
             ShmStoreError: It cannot be started.
 
         """
+        link = self._link()
         if nobody_listens(self._paths):
+            if not link.turns.is_taken:
+                link.drop()  # of a manager that is gone
             await self.connect(config.START_TIMEOUT_S)
 
     def disconnect(self) -> None:
