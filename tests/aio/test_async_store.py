@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import shmstore
-from shmstore import aio
+from shmstore import aio, starter
 from shmstore.errors import (
     AlreadyClaimedError,
     ManagerTimeoutError,
@@ -161,6 +161,29 @@ class TestOpen:
             loops.run(main())
         finally:
             os.kill(pid, signal.SIGCONT)
+
+    def test_starts_a_manager_in_a_thread(
+        self, store_dir: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The loop goes on meanwhile: here the start waits for another task."""
+        begun, may_start = threading.Event(), threading.Event()
+        real = starter.start
+
+        def start(*arguments: Any) -> bool:
+            begun.set()
+            assert may_start.wait(DEADLINE_S), "the loop stands still"
+            return real(*arguments)
+
+        monkeypatch.setattr(starter, "start", start)
+
+        async def main() -> None:
+            opening = asyncio.ensure_future(aio.open("a", directory=store_dir))
+            await loops.until(begun.is_set)
+            may_start.set()
+            async with await opening as opened:
+                await opened.stop()
+
+        run(main())
 
     def test_cannot_be_entered_twice_at_once(self, store: SessionStore) -> None:
         """The inner block would close what the outer one uses."""
@@ -580,6 +603,7 @@ class TestLoops:
         """Those that wait behind it are told that the handle is closed."""
 
         async def main() -> None:
+            before = descriptors()
             opened = await aio.open("t")
             first = asyncio.create_task(opened.put("A", n=1))
             second = asyncio.create_task(opened.put("A", n=2))
@@ -589,6 +613,7 @@ class TestLoops:
             assert (await first).data == {"n": 1}
             with pytest.raises(StoreClosedError):
                 await second
+            assert descriptors() == before, "the last one who asks closes the connection"
 
         run(main())
         assert store["A"].data == {"n": 1}
