@@ -148,7 +148,7 @@ class Link(Exchange):
     def _unwatch(self, unwatch: Callable[[int], bool]) -> None:
         descriptor = self._socket.fileno()
         is_ours = self._generation == process.fork_generation  # SYNC-fork
-        if descriptor >= 0 and is_ours and not self._loop.is_closed():
+        if descriptor >= 0 and is_ours:
             unwatch(descriptor)
 
 

@@ -137,8 +137,10 @@ class TestOpen:
         async def main() -> None:
             with pytest.raises(StoreNotRunningError):
                 await aio.open("none", start=False)
-            with pytest.raises(StoreOptionsError):
+            before = descriptors()
+            with pytest.raises(StoreOptionsError) as caught:
                 await aio.open("t", max_session_bytes=1000)
+            assert descriptors() == before, f"left open while somebody looks at {caught.value}"
             with pytest.raises(ValueError, match="timeout_s"):
                 aio.open("t", timeout_s=-1.0)
 
@@ -596,6 +598,37 @@ class TestLoops:
         run(main())
         assert descriptors() == before
         assert len(store) == 1
+
+    @pytest.mark.parametrize("loop", loops.LOOPS)
+    def test_a_call_that_its_loop_left_behind_ends_quietly(
+        self, store: SessionStore, loop: str
+    ) -> None:
+        """A loop that is closed over a call has nothing to unregister any more."""
+
+        async def opening() -> AsyncSessionStore:
+            opened = await aio.open("t")
+            await opened.put("B", n=1)
+            return opened
+
+        async def waiting() -> None:
+            await others()
+
+        pid = store.stats().manager_pid
+        left = loops.LOOPS[loop]()
+        opened = left.run_until_complete(opening())
+        stop(pid)
+        try:
+            call = opened.put("A", n=1)
+            task = left.create_task(call)
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # that is what is meant
+            left.run_until_complete(waiting())
+            left.close()
+            call.close()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert opened._proxy._own is not None
+        assert not opened._proxy._own.is_open
+        assert "A" not in store or store["A"].data == {"n": 1}
 
     def test_close_lets_what_is_under_way_end(
         self, store: SessionStore, run: Callable[..., Any]
