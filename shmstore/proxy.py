@@ -26,32 +26,26 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 
 from shmstore import config
 from shmstore._os import clock, paths, process
-from shmstore._table import layout as at
 from shmstore._table.record import ClientId
 from shmstore.errors import (
     AccessDeniedError,
-    ManagerTimeoutError,
     ManagerUnavailableError,
-    ProtocolError,
-    SessionTooLargeError,
     ShmStoreError,
     StoreClosedError,
-    StoreNotRunningError,
 )
-from shmstore.starter import pause_s
+from shmstore.starter import Attempts, pause_s
 from shmstore.wire import messages
-from shmstore.wire.frames import FrameReader, body_max, content_max, frame
+from shmstore.wire.exchange import Exchange, expect, late
+from shmstore.wire.frames import FrameReader, body_max, frame
 from shmstore.wire.messages import (
-    BatchToSend,
     Failed,
     Gone,
     Goodbye,
     HappenedHere,
-    Hello,
     Pin,
     Pinned,
     Request,
@@ -60,7 +54,6 @@ from shmstore.wire.messages import (
     Unpinned,
     Watch,
     Watching,
-    Welcome,
 )
 
 if TYPE_CHECKING:
@@ -72,39 +65,37 @@ Start: TypeAlias = Callable[[float], bool]
 _NS: Final = 1_000_000_000
 _POLL_MAX_MS: Final = config.POLL_MAX_S * 1000
 
-_START_AGAIN_S: Final = 0.5
-"""How long to wait for a manager that another process is starting, before trying to start one."""
-
-_BESIDE_SESSION_BYTES: Final = 512
-"""What a request may have beside its session: names of fields, the code, numbers."""
-
-
-_A = TypeVar("_A")
-
 _clients: Final = itertools.count(1)
 
 
-class _Link:
+def new_client() -> ClientId:
+    """Return an identity that this process never had before, nor any other.
+
+    Raises:
+        ManagerUnavailableError: This process has no descriptor left to look at itself.
+
+    """
+    try:
+        ticks = process.identify_self().start_ticks
+    except ShmStoreError:
+        raise
+    except OSError as error:
+        msg = f"this process cannot look at itself in /proc: {error}; close what is not needed"
+        raise ManagerUnavailableError(msg) from error
+    return ClientId(os.getpid(), ticks, next(_clients))
+
+
+class _Link(Exchange):
     """This process's connection: of one fork generation, and never of another."""
 
     def __init__(self) -> None:
         self.socket: socket.socket | None = None
-        pid = os.getpid()
-        try:
-            ticks = process.identify_self().start_ticks
-        except ShmStoreError:
-            raise
-        except OSError as error:
-            msg = f"this process cannot look at itself in /proc: {error}; close what is not needed"
-            raise ManagerUnavailableError(msg) from error
-        self.client = ClientId(pid, ticks, next(_clients))
+        super().__init__(new_client())
         self.lock = threading.RLock()
         # Not in the types, but what threading.Condition asks of every lock.
         self.is_mine: Callable[[], bool] = getattr(self.lock, "_is_owned")  # noqa: B009  # as said
         self._frames = FrameReader(0)
         self._closing: weakref.finalize[..., _Link] | None = None
-        self.number = 0
-        self.base = 0
 
     def adopt(self, connected: socket.socket) -> None:
         """Use a new connection, non-blocking; the one before is gone."""
@@ -207,14 +198,6 @@ class Stream:
                 self._link.socket.shutdown(socket.SHUT_RDWR)
 
 
-class _Late(TimeoutError):  # noqa: N818  # internal; what users see is ManagerTimeoutError
-    """The deadline of a request passed, and whether it is certain that nothing was done."""
-
-    def __init__(self, *args: object, outcome_known: bool) -> None:
-        super().__init__(*args)
-        self.outcome_known = outcome_known
-
-
 class SessionTableProxy:
     """What a process says to the manager of one store.
 
@@ -234,7 +217,6 @@ class SessionTableProxy:
         timeout_s: float = config.TIMEOUT_S,
         start: Start | None = None,
     ) -> None:
-        self._max_session_bytes = config.MAX_SESSION_BYTES  # what the manager says, once it has
         self._paths = paths
         self._timeout_s = timeout_s
         self._start = start
@@ -289,7 +271,7 @@ class SessionTableProxy:
             try:
                 return self._try_to_watch(request, deadline_ns)
             except TimeoutError as error:
-                raise self._late(error, timeout_s) from None
+                raise late(self._paths.name, error, timeout_s) from None
             except ShmStoreError:
                 raise
             except (EOFError, OSError):  # the manager ended after it had let us in
@@ -301,11 +283,9 @@ class SessionTableProxy:
         link = _Link()
         try:
             self._connect(link, deadline_ns, self._start)
-            link.send(messages.encode(request), deadline_ns)
-            answer = link.receive(deadline_ns)
-            if isinstance(answer, Failed):
-                raise messages.error_of(answer)
-            return Stream(link), expect(Watching, answer)
+            link.begin(request, deadline_ns)
+            link.send(link.body(request), deadline_ns)
+            return Stream(link), expect(Watching, link.answered(link.receive(deadline_ns)))
         except BaseException:
             link.drop()
             raise
@@ -331,7 +311,7 @@ class SessionTableProxy:
                 self._connect(link, deadline_ns, self._start)
             return link.base
         except TimeoutError as error:
-            raise self._late(error, timeout_s) from None
+            raise late(self._paths.name, error, timeout_s) from None
         finally:  # SYNC-signal: nothing that a signal could interrupt stands before the release
             try:  # noqa: SIM105  # suppress() would be such a thing
                 link.lock.release()
@@ -345,14 +325,21 @@ class SessionTableProxy:
             ShmStoreError: It cannot be started.
 
         """
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                probe.setblocking(False)
-                probe.connect(str(self._paths.socket))
-        except (FileNotFoundError, ConnectionRefusedError):
+        if nobody_listens(self._paths):
+            self._drop_idle()  # what it has is of a manager that is gone
             self.connect(config.START_TIMEOUT_S)
-        except OSError:
-            pass  # its queue is full, or it is not for us: it is there
+
+    def _drop_idle(self) -> None:
+        """Drop the connection, unless another thread's call has it and sees for itself."""
+        link = self._link()
+        try:
+            if link.lock.acquire(blocking=False):
+                link.drop()
+        finally:  # SYNC-signal: nothing that a signal could interrupt stands before the release
+            try:  # noqa: SIM105  # suppress() would be such a thing
+                link.lock.release()
+            except RuntimeError:
+                pass  # not ours
 
     def disconnect(self) -> None:
         """Let go of a connection on which nothing is under way; the next call makes another."""
@@ -390,7 +377,7 @@ class SessionTableProxy:
                 raise TimeoutError("other threads' calls took the time")
             answer = self._ask_until(link, request, deadline_ns, start)
         except TimeoutError as error:
-            raise self._late(error, timeout_s) from None
+            raise late(self._paths.name, error, timeout_s) from None
         finally:  # SYNC-signal: nothing that a signal could interrupt stands before the release
             try:  # noqa: SIM105  # suppress() would be such a thing
                 link.lock.release()
@@ -400,67 +387,35 @@ class SessionTableProxy:
             raise messages.error_of(answer)
         return answer
 
-    def _ask_until(  # noqa: C901  # what can go wrong in an exchange, side by side
+    def _ask_until(
         self, link: _Link, request: Request, deadline_ns: int, start: Start | None
     ) -> messages.Heard:
-        link.number += 1
-        request.number = link.number
-        request.deadline_ns = deadline_ns
-        before = first_base = 0  # the table whose manager was first sent all of it; 0: none was
+        link.begin(request, deadline_ns)
         attempt = 0
         while True:
             try:
                 if link.socket is None:
-                    self._connect_for(link, deadline_ns, start, sent=first_base != 0)
-                request.first_base = first_base
-                body = messages.encode(request)
-                if len(body) > self._max_session_bytes:
-                    self._refuse_too_large(len(body), request)
-                link.send(body, deadline_ns)
-                before, first_base = first_base, first_base or link.base
-                answer = link.receive(deadline_ns)
-            except ShmStoreError:
-                link.drop()
-                raise
-            except TimeoutError as error:
-                link.drop()
-                raise _Late(*error.args, outcome_known=first_base == 0) from None
-            except ConnectionResetError:
-                # Linux resets an AF_UNIX peer exactly when data was left unread at the close: the
-                # manager had not taken all of this request, so this try did nothing.
-                link.drop()
-                first_base = before
-            except (EOFError, OSError):
-                link.drop()
-            except BaseException:
-                link.drop()  # a signal's exception, say: the answer may still be on its way
-                raise
-            else:
-                if getattr(answer, "number", None) == link.number:
-                    return answer
-                link.drop()
-                raise unexpected(answer)
+                    self._connect_for(link, deadline_ns, start)
+                link.send(link.body(request), deadline_ns)
+                link.sent()
+                return link.answered(link.receive(deadline_ns))
+            except BaseException as error:  # noqa: BLE001  # failed() raises what it is not about
+                link.drop()  # also for a signal's: the answer may still be on its way
+                link.failed(error)
             if attempt:
                 left_s = (deadline_ns - clock.boot_ns()) / _NS
                 # It lets us in and drops us, so do not ask in a circle.
                 time.sleep(pause_s(attempt, time.monotonic() + left_s))
             attempt += 1
 
-    def _connect_for(
-        self, link: _Link, deadline_ns: int, start: Start | None, *, sent: bool
-    ) -> None:
+    def _connect_for(self, link: _Link, deadline_ns: int, start: Start | None) -> None:
         """Connect for a request; an error says if the request may have been done before."""
         try:
             self._connect(link, deadline_ns, start)
         except ShmStoreError as error:
-            if not sent:
+            if not link.first_base:
                 raise
-            if isinstance(error, ManagerTimeoutError):
-                raise TimeoutError(*error.args) from None  # the caller says what is known
-            msg = (
-                f"the manager went away during the call; whether it was done is not known: {error}"
-            )
-            raise ManagerUnavailableError(msg, outcome_known=False) from None
+            raise link.unreachable(error) from None
 
     def _link(self) -> _Link:
         """Return this process's own link, on which this thread has nothing under way.
@@ -499,118 +454,83 @@ class SessionTableProxy:
             ShmStoreError: The manager refuses us, or there is none and none may be started.
 
         """
-        deadline_s = time.monotonic() + (deadline_ns - clock.boot_ns()) / _NS
-        start_again_s = 0.0
-        for attempt in itertools.count():
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
-                raise TimeoutError
+        attempts = Attempts(self._paths.name, deadline_ns, may_start=start is not None)
+        while True:
+            left_s = attempts.left_s()
             try:
-                self._try_to_connect(link, left_s)
-            except (FileNotFoundError, ConnectionRefusedError):
-                if start is None:
-                    raise self._not_running() from None
-                if time.monotonic() >= start_again_s and not start(deadline_s):
-                    start_again_s = time.monotonic() + _START_AGAIN_S
-            except (EOFError, ConnectionResetError, BrokenPipeError, BlockingIOError):
-                pass  # it ended just now, or its queue is full
-            else:
-                return
-            time.sleep(pause_s(attempt, deadline_s))
+                return self._try_to_connect(link, left_s)
+            except (EOFError, OSError) as error:
+                if attempts.failed(error) and start is not None:
+                    attempts.started(here=start(attempts.deadline_s))
+            time.sleep(attempts.pause_s())
 
     def _try_to_connect(self, link: _Link, left_s: float) -> None:
-        path = str(self._paths.socket)
         try:
             connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             link.adopt(connected)
             connected.setblocking(False)
-            connected.connect(path)  # at once, or the queue is full
-            self._require_own_server(connected)
+            connected.connect(str(self._paths.socket))  # at once, or the queue is full
+            require_own_server(self._paths, connected)
             self._greet(link, clock.boot_ns() + int(min(left_s, self._timeout_s) * _NS))
-        except PermissionError as error:
-            link.drop()
-            if isinstance(error, ShmStoreError):
-                raise
-            msg = (
-                f"{path} does not admit uid {os.geteuid()}: a store is for its own user's processes"
-            )
-            raise AccessDeniedError(msg) from None
-        except (
-            EOFError,
-            TimeoutError,
-            FileNotFoundError,
-            ConnectionError,
-            BlockingIOError,
-            ShmStoreError,
-        ):
-            link.drop()
-            raise
         except OSError as error:
             link.drop()
-            raise ManagerUnavailableError(f"cannot connect to {path}: {error}") from error
+            raise_of_connecting(self._paths, error)
         except BaseException:
             link.drop()
             raise
 
-    def _require_own_server(self, connected: socket.socket) -> None:
-        """Refuse to talk to another user's server, before a word is said to it.
-
-        Whoever finds the directory gone, as a cleaner leaves it, may make another of its name.
-        """
-        uid = process.uid_of_peer(connected)
-        if uid == os.geteuid():
-            return
-        directory = paths.open_directory(self._paths.directory)
-        owner = os.fstat(directory).st_uid
-        os.close(directory)
-        if uid != owner:
-            msg = f"{self._paths.socket} is served by uid {uid}, and the store is of uid {owner}"
-            raise AccessDeniedError(msg)
-
     def _greet(self, link: _Link, deadline_ns: int) -> None:
-        hello = Hello(messages.WIRE, at.FORMAT, link.client)
-        link.send(messages.encode(hello), deadline_ns)
-        answer = link.receive(deadline_ns)
-        if isinstance(answer, Failed):
-            raise messages.error_of(answer)
-        if not isinstance(answer, Welcome):
-            raise unexpected(answer)
-        link.base = answer.base
-        self._max_session_bytes = answer.max_session_bytes
+        link.send(link.hello(), deadline_ns)
+        link.greeted(link.receive(deadline_ns))
 
-    def _refuse_too_large(self, size_bytes: int, request: Request) -> None:
-        what, advice, limit = (
-            "the session",
-            "store the large part elsewhere",
-            self._max_session_bytes,
+
+def nobody_listens(files: StorePaths) -> bool:
+    """Say whether a store has no manager; one that hangs is one."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            probe.connect(str(files.socket))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return True
+    except OSError:
+        pass  # its queue is full, or it is not for us: it is there
+    return False
+
+
+def require_own_server(files: StorePaths, connected: socket.socket) -> None:
+    """Refuse to talk to another user's server, before a word is said to it.
+
+    Whoever finds the directory gone, as a cleaner leaves it, may make another of its name.
+    """
+    uid = process.uid_of_peer(connected)
+    if uid == os.geteuid():
+        return
+    directory = paths.open_directory(files.directory)
+    owner = os.fstat(directory).st_uid
+    os.close(directory)
+    if uid != owner:
+        msg = f"{files.socket} is served by uid {uid}, and the store is of uid {owner}"
+        raise AccessDeniedError(msg)
+
+
+def raise_of_connecting(files: StorePaths, error: OSError) -> NoReturn:
+    """Raise what came of connecting: as it is if that is known to the caller, else as one of ours.
+
+    Raises:
+        AccessDeniedError: The socket is another user's.
+        ManagerUnavailableError: It cannot be connected to at all.
+
+    """
+    passing = (ShmStoreError, TimeoutError, FileNotFoundError, ConnectionError, BlockingIOError)
+    if isinstance(error, passing):
+        raise error
+    if isinstance(error, PermissionError):
+        msg = (
+            f"{files.socket} does not admit uid {os.geteuid()}: a store is for its own user's "
+            "processes"
         )
-        if type(request) is BatchToSend:
-            what, advice, limit = "the batch", "make it several", content_max(limit)
-        if size_bytes > limit + _BESIDE_SESSION_BYTES:
-            msg = (
-                f"{what} has about {size_bytes} bytes and the store takes {limit}: {advice}, or "
-                "start the store with a larger max_session_bytes"
-            )
-            raise SessionTooLargeError(msg, size_bytes=size_bytes, max_bytes=limit)
-
-    def _not_running(self) -> StoreNotRunningError:
-        name = self._paths.name
-        msg = f"store {name!r} is not running: open it with start=True, or `shmstore serve {name}`"
-        return StoreNotRunningError(msg, name=name)
-
-    def _late(self, error: TimeoutError, timeout_s: float) -> ShmStoreError:
-        """Return the error of a deadline that passed; only a _Late may have had an effect."""
-        if isinstance(error, ShmStoreError):
-            return error
-        outcome_known = not isinstance(error, _Late) or error.outcome_known
-        what = (
-            "nothing was done; call again, or with a larger timeout_s"
-            if outcome_known
-            else "whether it was done is not known; read the session to see"
-        )
-        why = f" ({error})" if str(error) else ""
-        msg = f"the manager of store {self._paths.name!r} did not answer in time{why}: {what}"
-        return ManagerTimeoutError(msg, timeout_s=timeout_s, outcome_known=outcome_known)
+        raise AccessDeniedError(msg) from None
+    raise ManagerUnavailableError(f"cannot connect to {files.socket}: {error}") from error
 
 
 def became_another_user(name: str, euid: int) -> AccessDeniedError:
@@ -620,21 +540,3 @@ def became_another_user(name: str, euid: int) -> AccessDeniedError:
         "open it after the change of user (gunicorn: in post_worker_init)"
     )
     return AccessDeniedError(msg)
-
-
-def expect(kind: type[_A], answer: messages.Heard) -> _A:
-    """Return an answer that is of the kind that was asked for.
-
-    Raises:
-        ProtocolError: It is of another.
-
-    """
-    if type(answer) is kind:
-        return answer
-    raise unexpected(answer)
-
-
-def unexpected(answer: messages.Heard) -> ProtocolError:
-    """Return the error of an answer of a kind that was not asked for."""
-    msg = f"the manager answered with a {type(answer).__name__} that was not asked for"
-    return ProtocolError(msg)

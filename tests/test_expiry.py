@@ -156,7 +156,10 @@ class TestOrder:
         end = bare.host.next_expiry_ns()
         bare.update("A")
         bare.ask(Batch, [Update(0, 0, 0, "B", None, None, Fields())], True)
-        assert [bare.table.expiries.by_slot.get(slot, 0) for slot in bare.table.codes.values()] == [end, end]
+        assert [bare.table.expiries.by_slot.get(slot, 0) for slot in bare.table.codes.values()] == [
+            end,
+            end,
+        ]
         bare.host.expire(now_ns[0] + 49 * S)
         assert bare.codes == {"A", "B"}
 

@@ -37,7 +37,21 @@ from shmstore.proxy import SessionTableProxy
 from shmstore.store.requests import Requests
 from shmstore.store.writes import SessionTable
 from shmstore.wire import messages
-from shmstore.wire.messages import Create, Done, Failed, Gone, Goodbye, Hello, Update, Welcome
+from shmstore.wire.frames import frame
+from shmstore.wire.messages import (
+    Create,
+    Done,
+    Failed,
+    Gone,
+    Goodbye,
+    Happened,
+    Hello,
+    Update,
+    Watch,
+    Watching,
+    Welcome,
+)
+from tests import between as between_module
 from tests.between import Between
 from tests.hosts import serve_in_fork
 from tests.processes import DEADLINE_S, become_nobody, header_of, is_gone, until
@@ -211,6 +225,60 @@ class TestStopped:
                 call.result(DEADLINE_S)
             with pytest.raises(StoreClosedError):
                 other.create(code="B")
+
+
+class TestEvents:
+    """A connection on which the manager speaks by itself."""
+
+    def test_messages_that_arrive_together_are_told_one_after_the_other(
+        self, files: StorePaths
+    ) -> None:
+        """The second does not wait for a third to come."""
+        second = messages.encode(Happened(2, lagged=False, events=[]))
+
+        def treat(body: bytes, ask: Ask) -> bytes | None:
+            asked = messages.decode_asked(body)
+            if isinstance(asked, Hello):
+                return ask(body)
+            first = messages.encode(Watching(1, 0, 1, 1))
+            return first + frame(second) + frame(second)
+
+        real = frame
+
+        def together(body: bytes) -> bytes:
+            ours = len(frame(second)) * 2
+            return real(body[:-ours]) + body[-ours:] if body.endswith(frame(second)) else real(body)
+
+        with pytest.MonkeyPatch.context() as patch, Between(files, treat):
+            patch.setattr(between_module, "frame", together)
+            proxy = SessionTableProxy(files)
+            stream, watching = proxy.watch(Watch(*messages.HEAD))
+            assert watching.lsn == 1
+            assert [stream.receive(clock.boot_ns() + 10**9).lsn for _ in range(2)] == [2, 2]
+            stream.close()
+            proxy.close()
+
+    def test_revive_leaves_the_connection_of_a_manager_that_is_gone(
+        self, store_dir: Path, children: Children
+    ) -> None:
+        """A handle that has asked before starts a manager as one that has not."""
+        manager = serve_in_fork(children, store_dir)
+        started = threading.Event()
+
+        def start(_deadline_s: float) -> bool:
+            started.set()
+            msg = "this one cannot"
+            raise ManagerUnavailableError(msg)
+
+        proxy = SessionTableProxy(paths.store_paths("t", store_dir), start=start)
+        proxy.connect()
+        proxy.revive()
+        assert not started.is_set(), "somebody listens"
+        manager.kill()
+        with pytest.raises(ManagerUnavailableError):
+            proxy.revive()
+        assert started.is_set()
+        proxy.close()
 
 
 class TestDeadline:

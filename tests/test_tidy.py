@@ -29,6 +29,8 @@ TOP_LEVEL: Final = {"pyproject.toml", "README.md", "LICENSE"} | {
 }
 
 LONG_MODULES: Final = {
+    "aio/proxy.py": "all that may come between a call and its answer, in the order of a call",
+    "aio/writes.py": "a method for each write of the store, with all the same parameters",
     "_table/reader.py": "one probe and one copy, whose parts a reader must see side by side",
     "_table/writer.py": "the write order and all that it is made of, in one place",
     "model.py": "one public struct after the other: more docstring than code",

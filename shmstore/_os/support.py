@@ -18,7 +18,7 @@ def require() -> None:
 
     """
     needed = (
-        (select, "epoll"),
+        (select, "EPOLLIN"),  # not epoll: gevent takes that away, and only the manager needs it
         (os, "eventfd"),
         (os, "posix_fallocate"),
         (time, "CLOCK_BOOTTIME"),

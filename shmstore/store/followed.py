@@ -83,10 +83,7 @@ class FollowedTable:
             ManagerTimeoutError: It does not start or answer.
 
         """
-        settings = self._settings
-        starting = started or settings.start
-        wait_s = max(settings.timeout_s, config.START_TIMEOUT_S) if starting else settings.timeout_s
-        deadline_s = time.monotonic() + wait_s
+        deadline_s = self.first_deadline_s(started=started)
         for attempt in range(_REATTACH_MAX):
             try:
                 base = proxy.connect(timeout_s=max(0.001, deadline_s - time.monotonic()))
@@ -101,7 +98,23 @@ class FollowedTable:
             time.sleep(starter.pause_s(attempt, deadline_s))
         else:
             raise self.ended("ends as often as it is opened, or its table was removed")
-        settings.require_same(self.options)
+        self.require_same_options()
+
+    def first_deadline_s(self, *, started: bool) -> float:
+        """Return until when an open waits for a manager, as a time.monotonic()."""
+        wait_s = self._settings.timeout_s
+        if started or self._settings.start:
+            wait_s = max(wait_s, config.START_TIMEOUT_S)
+        return time.monotonic() + wait_s
+
+    def require_same_options(self) -> None:
+        """Refuse a store that has other options than this handle names.
+
+        Raises:
+            StoreOptionsError: It has.
+
+        """
+        self._settings.require_same(self.options)
 
     def get_cold(self, code: str, default: object = None) -> Any:  # see get's overloads
         """Return what the cache does not have, or has no more."""
@@ -156,9 +169,17 @@ class FollowedTable:
         self._looked_ns = now_ns
         return True
 
-    def attach_again(self) -> None:
-        """Come to the file that has the table's name now; a manager may have died over a move."""
-        self._move_on(0)
+    def attach_again(self, base: int = 0) -> bool:
+        """Come to the file that has the table's name now; a manager may have died over a move.
+
+        Args:
+            base: Of no older manager than the one that has this table.
+
+        Returns:
+            Whether there is one.
+
+        """
+        return self._move_on(base)
 
     def start_anew(self, deadline_s: float) -> bool:
         """Start a manager for this handle, unless the store was stopped on purpose.

@@ -88,10 +88,13 @@ class SessionStore(Combined[DataT]):
             start=self._table.start_anew if settings.start else None,
         )
         self._requests = Requests(owned=settings.owned, gather=self._gather)
-        self._table.attach_first(self._proxy, started=started)
+        self._attach(started=started)
         if type(self).get is SessionStore.get:
             # A closure on the instance costs half of a method. Not over a subclass's own get.
             self.__dict__["get"] = hot_get(self._table.cache, self._table.get_cold)
+
+    def _attach(self, *, started: bool) -> None:
+        self._table.attach_first(self._proxy, started=started)
 
     # --- Reads
 
@@ -473,11 +476,15 @@ class SessionStore(Combined[DataT]):
         state = " closed" if self._closed else ""
         return f"<{type(self).__name__} {self._settings.name!r}{state}>"
 
+    def _revive(self) -> None:
+        """Start a manager if there is none; what is there can be read all the same."""
+        with contextlib.suppress(ShmStoreError):
+            self._proxy.revive()
+            self._table.attach_again()
+
     def _sessions(self) -> list[Session[DataT]]:
         if self._settings.start and self._table.looks_abandoned():
-            with contextlib.suppress(ShmStoreError):  # what is there can be read all the same
-                self._proxy.revive()
-                self._table.attach_again()
+            self._revive()
         nothing: list[Session[Any]] = []
         return self._table.read(TableReader.newest_first, nothing)
 

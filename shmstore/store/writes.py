@@ -14,12 +14,12 @@ from shmstore.errors import (
     ShmStoreError,
 )
 from shmstore.model import DataT, StoreOptions
-from shmstore.proxy import expect as answer_of
 from shmstore.store import codes
 from shmstore.store.batch import Batch, Gathered
 from shmstore.store.described import described
 from shmstore.store.settings import check_timeout
 from shmstore.store.watching import Following, Watcher
+from shmstore.wire.exchange import expect as answer_of
 from shmstore.wire.messages import BatchedHere, DoneHere, Gone, Number
 
 if TYPE_CHECKING:
