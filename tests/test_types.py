@@ -442,6 +442,31 @@ class TestStore:
             assert caught.value.session is not None
             assert caught.value.session.data == {"speed": "x"}
 
+    def test_batches_and_events_are_typed(self) -> None:
+        """As the same writes are alone; a batch whose answer does not fit says that it was done."""
+        with shmstore.open("t", data_type=Job) as store, shmstore.open("t") as untyped:
+            with store.watch(before=True) as watcher:
+                (made,) = store.create_many([{"code": "A", "speed": 1}])
+                with store.batch(atomic=True) as batch:
+                    changed = batch.update("A", note="fast")
+                event = watcher.next(30)
+                assert event is not None
+                assert event.session == made
+                assert event.session.data == Job(1)
+                event = watcher.next(30)
+                assert event is not None
+                assert (event.before, event.session) == (made, changed.result)
+                assert changed.result.data == Job(1, note="fast")
+                untyped.update("A", speed="very")
+                event = watcher.next(30)
+                assert event is not None
+                assert event.session is not None
+                assert event.session.data["speed"] == "very"  # what does not fit is told as it is
+            with pytest.raises(SessionDecodeError) as caught:
+                store.update_many({"A": {"note": "slow"}})
+            assert caught.value.outcomes == [caught.value]
+            assert untyped["A"].data["note"] == "slow"
+
     def test_dataclass_and_typed_dict(self) -> None:
         """A dataclass comes back as one, a TypedDict as a frozen mapping."""
         with shmstore.open("p", data_type=Place) as places:

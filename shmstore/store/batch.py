@@ -14,13 +14,14 @@ import msgspec
 from shmstore import config
 from shmstore.errors import (
     ManagerUnavailableError,
+    SessionDecodeError,
     SessionExistsError,
     SessionTooLargeError,
     StoreFullError,
 )
 from shmstore.model import Session
 from shmstore.wire import messages
-from shmstore.wire.messages import HEAD, BatchToSend, Create, DoneHere, Failed, Gone, Touch
+from shmstore.wire.messages import HEAD, BatchToSend, Create, DoneHere, Failed, Gone, Number, Touch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 Result: TypeAlias = Session | bool | int | float
 """What came of an item: its session; of a delete, whether there was one; of a sum, the sum."""
+
+Typed: TypeAlias = "Callable[[Session], Session[Any]]"
 
 _NOT_YET: Final = object()
 _NO_ROOM: Final = (StoreFullError, SessionTooLargeError)
@@ -70,12 +73,16 @@ class Gathered:
 
     Args:
         make_code: Makes up a code.
+        typed: Makes sessions whose data are of the handle's type; None: they are of none.
         atomic: Whether all of it is done, or nothing.
 
     """
 
-    def __init__(self, make_code: Callable[[], str], *, atomic: bool) -> None:
+    def __init__(
+        self, make_code: Callable[[], str], typed: Typed | None = None, *, atomic: bool
+    ) -> None:
         self.atomic = atomic
+        self._typed = typed
         self._make_code = make_code
         self._items: list[Item] = []
         self._made_up: set[int] = set()  # whose code is ours to make again
@@ -141,7 +148,18 @@ class Gathered:
         """Take what came of the items last asked."""
         for place, outcome in zip(self._asked, answer.outcomes, strict=True):
             is_touch = type(self._items[place]) is Touch  # which returns nothing
-            self._outcomes[place] = None if is_touch else _result(outcome)
+            self._outcomes[place] = None if is_touch else self._result(outcome)
+
+    def _result(self, outcome: Outcome) -> object:
+        """Return what an item's call would have returned, or raised."""
+        if not isinstance(outcome, DoneHere):
+            return _result(outcome)
+        if self._typed is None:
+            return outcome.session
+        try:
+            return self._typed(outcome.session)
+        except SessionDecodeError as error:  # it was done, and the session has other data
+            return error
 
     def refused(self, error: Exception) -> None:
         """Take that the items last asked were refused together.
@@ -217,10 +235,8 @@ class Gathered:
         return list(self._outcomes)
 
 
-def _result(outcome: Outcome) -> object:
-    """Return what an item's call would have returned, or raised."""
-    if isinstance(outcome, DoneHere):
-        return outcome.session
+def _result(outcome: Gone | Number | Failed) -> object:
+    """Return what an item without a session would have returned, or raised."""
     if isinstance(outcome, Gone):
         return outcome.existed
     if isinstance(outcome, Failed):

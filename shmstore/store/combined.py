@@ -140,7 +140,7 @@ class Combined(SessionTable[DataT]):
             )
         request = described(owner_pid, status, direction, prefix, older_than_s)
         found = [s for s in self._sessions() if fits(request, s) and where(s)]
-        gathered = Gathered(self._make_code, atomic=False)
+        gathered = Gathered(self._make_code, self._type_of_data(), atomic=False)
         for session in found:
             gathered.add(self._requests.delete(session.code, if_version=session.version))
         self._run(gathered, timeout_s)

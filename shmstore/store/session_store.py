@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from shmstore.model import TypeOf
+    from shmstore.store.batch import Typed
     from shmstore.store.restoring import Readable
     from shmstore.store.settings import Settings
     from shmstore.wire.fields import Fields
@@ -506,6 +507,9 @@ class SessionStore(Combined[DataT]):
     def _written(self, request: Request, timeout_s: float | None) -> Session[DataT]:
         """Return what the manager answers to a write, with data of the handle's type."""
         return self._typed.answered(lambda: self._ask(DoneHere, request, timeout_s).session)
+
+    def _type_of_data(self) -> Typed | None:
+        return None if self._settings.data_type is None else self._typed.session
 
     def _make_code(self) -> str:
         return codes.made_up(self._table.options, self._settings.code_factory)

@@ -54,6 +54,10 @@ class UntypedData:
         """Return the checked fields of a write."""
         return gather(mapping, keywords, data, names)
 
+    def session(self, session: Session) -> Session[Any]:
+        """Return the session itself."""
+        return session
+
     def answered(self, ask: Callable[[], Session]) -> Session[Any]:
         """Return what a write is answered."""
         return ask()
@@ -99,15 +103,21 @@ class TypedData:
 
         """
         try:
-            return self._of(ask())
+            return self.session(ask())
         except (VersionConflictError, AlreadyClaimedError) as error:
             if error.session is not None:
                 # What is no data of the type stays a mapping: it is the conflict that counts.
                 with contextlib.suppress(SessionDecodeError):
-                    error.session = self._of(error.session)
+                    error.session = self.session(error.session)
             raise
 
-    def _of(self, session: Session) -> Session[Any]:
+    def session(self, session: Session) -> Session[Any]:
+        """Return a session with data of the type.
+
+        Raises:
+            SessionDecodeError: It has other data.
+
+        """
         payload = messages.encode(session)
         try:
             return self.decode(payload)

@@ -15,11 +15,12 @@ from shmstore.errors import (
 )
 from shmstore.model import DataT, StoreOptions
 from shmstore.store import codes
-from shmstore.store.batch import Batch, Gathered
+from shmstore.store.batch import Batch, Gathered, Typed
 from shmstore.store.described import described
 from shmstore.store.settings import check_timeout
 from shmstore.store.watching import Following, Watcher
 from shmstore.wire.exchange import expect as answer_of
+from shmstore.wire.fields import BUILT_IN, Names
 from shmstore.wire.messages import BatchedHere, DoneHere, Gone, Number
 
 if TYPE_CHECKING:
@@ -495,7 +496,7 @@ class SessionTable(Generic[DataT]):
         """
         if timeout_s is not None:
             check_timeout(timeout_s, "timeout_s")
-        gathered = Gathered(self._make_code, atomic=atomic)
+        gathered = Gathered(self._make_code, self._type_of_data(), atomic=atomic)
         batch = Batch(self._requests, gathered)
         try:
             yield batch
@@ -547,7 +548,7 @@ class SessionTable(Generic[DataT]):
     def _many(self, items: Iterable[Item], timeout_s: float | None) -> list[Any]:
         if timeout_s is not None:
             check_timeout(timeout_s, "timeout_s")
-        gathered = Gathered(self._make_code, atomic=False)
+        gathered = Gathered(self._make_code, self._type_of_data(), atomic=False)
         for item in items:
             gathered.add(item)
         self._run(gathered, timeout_s)
@@ -605,6 +606,8 @@ class SessionTable(Generic[DataT]):
             since=since,
             session=session,
             before=before,
+            names=self._names(),
+            typed=self._type_of_data(),
         )
         return Watcher(self._proxy, following)
 
@@ -622,6 +625,14 @@ class SessionTable(Generic[DataT]):
     def _written(self, request: Request, timeout_s: float | None) -> Session[DataT]:
         """Return what the manager answers to a write."""
         return self._ask(DoneHere, request, timeout_s).session  # type: ignore[return-value]  # of no type
+
+    def _names(self) -> Names:
+        """Return the statuses and directions that the store knows."""
+        return BUILT_IN
+
+    def _type_of_data(self) -> Typed | None:
+        """Return what makes sessions whose data are of the handle's type; None: of none."""
+        return None
 
     def _make_code(self) -> str:
         """Make up a code."""
