@@ -978,7 +978,7 @@ class TestWhatIsAChild:
             Supervisor([ChildSpec("a", (lambda: thing, ()))]).start()
         assert repr(thing) in str(caught.value)
 
-    @pytest.mark.parametrize("pid", [0, -1, os.getpid()])
+    @pytest.mark.parametrize("pid", [0, -1, pytest.param(os.getpid(), id="its own")])
     def test_what_is_no_childs_pid(self, pid: int) -> None:
         """To kill(2) 0 and -1 are many processes; and nobody is his own child."""
         with pytest.raises(ValueError, match="no child's pid"):
