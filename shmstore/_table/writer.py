@@ -190,7 +190,7 @@ class TableWriter:
         if slot is None:
             return None
         block = self.block(slot)
-        if self.expiries:
+        if block.expires_ns or self.expiries:  # it was the last that had an end, and was touched
             expires_ns = self.expiries.of(slot)
             if block.expires_ns != expires_ns:  # it was touched
                 return msgspec.structs.replace(block, expires_ns=expires_ns)
