@@ -2,7 +2,8 @@
 
 Theory of operation. The items are gone through in their order; each finds what those before it will
 have left, and takes an LSN of its own. What is committed is the last state of each code, under the
-LSN of the item that made it: those in between were nobody's to see, and their numbers are used up.
+LSN of the item that made it: those in between were nobody's to see. Their numbers are used up all
+the same, because the answers name them: no version is ever given out twice.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from shmstore._table.record import Block, Note
+from shmstore._table.record import Block, Note, decode_payload
 from shmstore._table.writer import Change
 from shmstore.errors import ShmStoreError, StoreFullError
 from shmstore.operations import meaning, payloads
@@ -56,6 +57,7 @@ def apply(table: TableWriter, batch: Batch, context: Context) -> Batched:
             outcomes.append(plan.take(item))
         except (ShmStoreError, ValueError, TypeError) as error:
             if batch.atomic:
+                _show_what_stands(table, error)
                 raise
             outcomes.append(messages.failure(0, table.base, error))
     answer = _encode(outcomes)
@@ -82,6 +84,14 @@ def delete_where(table: TableWriter, request: DeleteWhere, context: Context) -> 
     except StoreFullError:  # deletes always work, if need be each for itself
         plan.delete_one_by_one(note, _encode(count), request.reason)
     return Number(request.number, table.base, count)
+
+
+def _show_what_stands(table: TableWriter, error: Exception) -> None:
+    """Let the error of a batch that is not done have the session as it is, not as it would be."""
+    code = getattr(error, "code", None)
+    if code is not None and hasattr(error, "session"):
+        block = table.find(code)
+        error.session = None if block is None else decode_payload(block.payload)
 
 
 def _make_room(table: TableWriter, items: Iterable[Item], context: Context) -> None:
@@ -142,11 +152,12 @@ class _Plan:
         self._lsn = table.lsn
         self._pending: dict[str, Block | None] = {}
         self._first: dict[str, Block | None] = {}  # what stood there before the batch
+        self._has_made = False
 
     @property
     def deletes_only(self) -> bool:
-        """Whether nothing is created or changed."""
-        return all(change.is_delete for _, change in self.changes.values())
+        """Whether nothing is created or changed, be it for a moment."""
+        return not self._has_made
 
     def take(self, item: Item) -> Done | Gone | Number:
         """Go through one item, and return what is answered to it."""
@@ -185,7 +196,7 @@ class _Plan:
         if effect.is_new:
             stored.created_version = version
         payload = payloads.encode(stored, effect.owner, version, context.max_session_bytes)
-        self._lsn = lsn
+        self._lsn, self._has_made = lsn, True
         created_lsn = lsn if old is None or effect.is_new else old.created_lsn
         pending = Block(
             lsn,
@@ -233,10 +244,13 @@ class _Plan:
         )
 
     def commit(self, note: Note, answer: bytes, reason: str = "deleted") -> None:
-        """Let all effects be had at once, if there is any."""
-        if not self.changes:
-            return
+        """Let all effects be had at once, if there is any.
+
+        What was created and deleted again is none, but its number has to be used up.
+        """
         table = self._table
+        if not self.changes and self._lsn == table.lsn:
+            return
         changes = [change for _, change in self.changes.values()]
         table.commit(
             changes, note=note, answer=answer, now_ns=self._context.now_ns, lsn=self._lsn + 1
