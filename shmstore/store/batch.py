@@ -290,11 +290,15 @@ class Batch:
         mapping: Mapping[str, Any] | None = None,
         /,
         *,
+        data: Mapping[str, Any] | None = None,
+        if_created: int | None = None,
+        expect: Mapping[str, Any] | None = None,
         ttl_s: float | None = None,
         **changes: Any,
     ) -> Pending:
         """Gather a claim."""
-        return self._add(self._requests.claim(code, mapping, changes, None, ttl_s))
+        conditions = {"if_created": if_created, "expect": expect}
+        return self._add(self._requests.claim(code, mapping, changes, data, ttl_s, **conditions))
 
     def delete(self, code: str, /, **conditions: Any) -> Pending:
         """Gather a delete."""
