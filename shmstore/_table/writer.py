@@ -317,8 +317,10 @@ class TableWriter:
         word = expiry.touched(block.lsn, block.written_ns, expires_ns)
         if word is None:
             return False
+        self.mutating = True
         self._words.store(self._layout.touch_index + block.slot, word)
         self.expiries.set(block.slot, expiry.in_force(word, block))
+        self.mutating = False
         return True
 
     def delete(
