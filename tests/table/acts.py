@@ -159,13 +159,20 @@ class Expire(Act, frozen=True):
 
 
 class Lapse(Act, frozen=True):
-    """The time of all is over that have an end."""
+    """The time of all is over that have an end, or of those that end before an instant.
+
+    Attributes:
+        now_ns: That instant.
+
+    """
+
+    now_ns: int = _AFTER_ALL_NS
 
     def play(self, manager: Manager) -> Manager:
         """Delete as the host does, the earliest end first."""
         expiries = manager.writer.expiries
         last_ns = 0
-        while (slot := expiries.due(_AFTER_ALL_NS)) is not None:
+        while (slot := expiries.due(self.now_ns)) is not None:
             need(expiries.of(slot) >= last_ns, "the earliest end is not the first")
             last_ns = expiries.of(slot)
             need(expiries.due(last_ns - 1) is None, "a session ends before its time")
@@ -173,8 +180,8 @@ class Lapse(Act, frozen=True):
         return manager
 
     def outlook(self, before: Listing, ends: Ends) -> Outlook:
-        """What has no end stays."""
-        return {code: s for code, s in before.items() if code not in ends}
+        """What has no end stays, and what ends later."""
+        return {code: s for code, s in before.items() if not 0 < ends.get(code, 0) <= self.now_ns}
 
     def allows(self, before: Listing, after: Listing, listing: Listing) -> bool:
         """Each goes for itself."""
@@ -244,7 +251,7 @@ class Asked(Act, frozen=True):
 
     def _head(self, manager: Manager) -> tuple[int, int, int]:
         """Return what every request begins with."""
-        deadline_ns = SOON_NS << (self.client in STRANGERS)
+        deadline_ns = manager.world.soon_ns << (self.client in STRANGERS)
         return manager.world.number(self.client), deadline_ns, 0
 
     def made(self, head: tuple[int, int, int], code: str, before: Listing) -> Operation:

@@ -207,6 +207,7 @@ class World:
         self.history = History(self.layout, strict=kit.strict)
         self.cache: Cache = {}
         self.now_ns = 1000  # when its managers begin
+        self.soon_ns = SOON_NS
         self.lost: frozenset[str] = frozenset()  # codes whose record was damaged on purpose
         self.damaged = False
         self.given_up = 0
