@@ -277,10 +277,7 @@ class SessionTableProxy:
         self._link()  # refuses a closed handle, and another user
         link = _Link()
         try:
-            self._connect(link, deadline_ns, self._start)
-            request.number, request.deadline_ns = 1, deadline_ns
-            link.send(messages.encode(request), deadline_ns)
-            answer = link.receive(deadline_ns)
+            answer = self._begin_watching(link, request, deadline_ns)
         except TimeoutError as error:
             link.drop()
             raise self._late(error, timeout_s) from None
@@ -291,6 +288,24 @@ class SessionTableProxy:
             link.drop()
             raise messages.error_of(answer)
         return Stream(link), expect(Watching, answer)
+
+    def _begin_watching(self, link: _Link, request: Watch, deadline_ns: int) -> messages.Heard:
+        """Ask for events, and ask the next manager if one goes away before it answers."""
+        request.number, request.deadline_ns = 1, deadline_ns
+        attempt = 0
+        while True:
+            try:
+                self._connect(link, deadline_ns, self._start)
+                link.send(messages.encode(request), deadline_ns)
+                return link.receive(deadline_ns)
+            except (ShmStoreError, TimeoutError):
+                raise
+            except (EOFError, OSError):
+                link.drop()
+            if attempt:
+                left_s = (deadline_ns - clock.boot_ns()) / _NS
+                time.sleep(pause_s(attempt, time.monotonic() + left_s))
+            attempt += 1
 
     # --- The connection
 
