@@ -195,7 +195,7 @@ class Witness:
         """Watch until the storm is over."""
         with self._store.watch() as watcher:
             while not self._board.is_over:
-                there = [self._store.get(code) for code in self._codes[:: len(self._codes) // 5]]
+                there = [self._store.get(code) for code in self._codes]
                 probe = self._store.put(PROBE, {"owner_pid": None})
                 if self._is_told_of(watcher, probe):
                     self._compare(there)
@@ -213,11 +213,10 @@ class Witness:
                 self._since = self._base + event.lsn if self._base else 0
                 return False
             self._take(event)
-            if event.code == PROBE and event.session is not None:
-                version = event.session.version
-                if version == probe.version:
-                    return True
-                self._require(version < probe.version, f"{probe} was passed over: {event}")
+            version = self._base + event.lsn if self._base else 0
+            if version == probe.version:
+                return True
+            self._require(version < probe.version, f"{probe} was passed over: {event}")
         return False
 
     def _take(self, event: Event) -> None:
