@@ -62,6 +62,7 @@ class BusyWriter(Writer):
     _pair: int | None = None
     _tallied = 0
     _due: tuple[int, int] | None = None  # the lease's created_version, and when it is over
+    _leased: tuple[Session, int] | None = None  # the lease, and until when it is there for certain
 
     def _otherwise(self) -> None:
         self._random.choice((self._write_pair, self._tally, self._claim, self._lease))()
@@ -114,6 +115,8 @@ class BusyWriter(Writer):
     def _lease(self) -> None:
         """Let a session live for a moment; what was leased before is over, if it is."""
         store, code = self._store, f"{ALSO}{self._name}-lease"
+        if self._leased is not None:
+            self._need_until(*self._leased)
         if self._due is not None and boot_ns() > self._due[1]:
             for _ in range(2):  # the manager may have waited for the first one
                 store.delete("nothing of the kind")
@@ -123,12 +126,14 @@ class BusyWriter(Writer):
             self._due = None
         begun_ns = boot_ns()
         session = store.put(code, {"owner_pid": None}, ttl_s=_LEASE_S)
-        self._need_until(session, begun_ns + _LEASE_NS)
+        self._leased = session, begun_ns + _LEASE_NS
+        self._need_until(*self._leased)
         if self._random.random() < 0.5:
             begun_ns = boot_ns()
             with contextlib.suppress(SessionNotFoundError):
                 store.touch(code, _LEASE_S)
-                self._need_until(session, begun_ns + _LEASE_NS)
+                self._leased = session, begun_ns + _LEASE_NS
+                self._need_until(*self._leased)
         self._due = session.created_version, boot_ns() + _LEASE_NS + _TICK_NS
 
     def _need_until(self, session: Session, end_ns: int) -> None:
