@@ -5,6 +5,7 @@ The processes live as long as the machine; one that is killed is started anew wh
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -25,9 +26,11 @@ from hypothesis.stateful import (
 
 import shmstore
 from shmstore.errors import (
+    AlreadyClaimedError,
     OwnerNotAliveError,
     SessionExistsError,
     SessionNotFoundError,
+    ShmStoreError,
     VersionConflictError,
 )
 from tests.processes import Children, Worker, end_managers, until
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from shmstore.model import Session
+    from shmstore.store.batch import Batch
 
 CODES: Final = ["A", "B", "C", "D"]
 STATUSES: Final = ["pending", "connected", "completed", "failed"]
@@ -47,6 +51,21 @@ _numbers = st.integers(-(1 << 63), (1 << 64) - 1)
 rests = st.dictionaries(st.sampled_from(["x", "y", "z"]), _numbers | st.none(), max_size=2)
 statuses = st.none() | st.sampled_from(STATUSES)
 conditions = st.sampled_from(["none", "version", "created", "old version", "old created"])
+items = st.lists(
+    st.tuples(st.sampled_from(["create", "update", "delete"]), codes, st.integers(0, 9)),
+    min_size=1,
+    max_size=6,
+)
+
+
+def _gather(batch: Batch, verb: str, code: str, x: int) -> None:
+    """Put one item into a batch."""
+    if verb == "create":
+        batch.create(code=code, owner_pid=None, x=x)
+    elif verb == "update":
+        batch.update(code, x=x)
+    else:
+        batch.delete(code)
 
 
 class Expected(msgspec.Struct):
@@ -227,6 +246,144 @@ def machine(crew: Crew) -> type[RuleBasedStateMachine]:  # noqa: C901  # the rul
                 assert crew[worker](source, code=code, condition=condition) is True
                 self.gone(code)
 
+        # --- Writes that answer more, and many at once
+
+        @rule(worker=who, code=codes, kind=conditions)
+        def take(self, worker: int, code: str, kind: str) -> None:
+            condition, holds = self.condition(code, kind)
+            if code not in self.model:
+                with pytest.raises(SessionNotFoundError):
+                    self.ask(worker, "take", code, **condition)
+            elif not holds:
+                self.conflict(code, lambda: self.ask(worker, "take", code, **condition))
+            else:
+                self.compare(code, self.ask(worker, "take", code, **condition))
+                self.gone(code)
+
+        @rule(worker=who, code=codes, rest=rests)
+        def claim(self, worker: int, code: str, rest: dict[str, Any]) -> None:
+            before = self.model.get(code)
+            if before is None:
+                with pytest.raises(SessionNotFoundError):
+                    self.ask(worker, "claim", code, rest)
+            elif before.status != "pending":
+                with pytest.raises(AlreadyClaimedError) as caught:
+                    self.ask(worker, "claim", code, rest)
+                self.compare(code, caught.value.session)
+            else:
+                session = self.ask(worker, "claim", code, rest)
+                assert (session.status, session.data) == ("connected", {**before.data, **rest})
+                assert session.connected_at is not None
+                self.took(code, session, before.owner)
+
+        @rule(worker=who, code=codes, by=st.integers(-9, 9), creates=st.booleans())
+        def increment(self, worker: int, code: str, by: int, *, creates: bool) -> None:
+            default = {"z": 1} if creates else None
+            source = "store.increment(code, 'n', by, default=default)"
+            names = {"code": code, "by": by, "default": default}
+            before = self.model.get(code)
+            if before is None and not creates:
+                with pytest.raises(SessionNotFoundError):
+                    crew[worker](source, **names)
+                return
+            data = {"z": 1} if before is None else before.data
+            value = data.get("n", 0) + by
+            assert crew[worker](source, **names) == value
+            session = self.store[code]
+            assert session.data == {**data, "n": value}
+            self.took(code, session, worker if before is None else before.owner)
+
+        @rule(worker=who, code=codes, rest=rests)
+        def create_or_get(self, worker: int, code: str, rest: dict[str, Any]) -> None:
+            session = self.ask(worker, "create_or_get", {"code": code, **rest})
+            if code in self.model:
+                self.compare(code, session)
+            else:
+                assert session.data == rest
+                self.took(code, session, worker)
+
+        @rule(worker=who, code=codes, rest=rests, expect=rests)
+        def update_expecting(
+            self, worker: int, code: str, rest: dict[str, Any], expect: dict[str, Any]
+        ) -> None:
+            call: Callable[[], Session] = lambda: self.ask(  # noqa: E731  # as above
+                worker, "update", code, rest, expect=expect
+            )
+            before = self.model.get(code)
+            if before is None:
+                with pytest.raises(SessionNotFoundError):
+                    call()
+            elif any(before.data.get(name) != value for name, value in expect.items()):
+                self.conflict(code, call)
+            else:
+                self.took(code, call(), before.owner)
+
+        @rule(worker=who, code=codes, ttl_s=st.sampled_from([60, 3600, math.inf, None]))
+        def touch(self, worker: int, code: str, ttl_s: float | None) -> None:
+            """A touch leaves the session as it is, its version too."""
+            source = "store.touch(code, ttl_s)"
+            if code in self.model:
+                assert crew[worker](source, code=code, ttl_s=ttl_s) is None
+            else:
+                with pytest.raises(SessionNotFoundError):
+                    crew[worker](source, code=code, ttl_s=ttl_s)
+
+        @rule(items=items, atomic=st.booleans())
+        def batch(self, items: list[tuple[str, str, int]], *, atomic: bool) -> None:
+            """Each finds what those before it have left; an atomic one is done whole or not."""
+            gathered = None
+            try:
+                with self.store.batch(atomic=atomic) as gathered:
+                    for verb, code, x in items:
+                        _gather(gathered, verb, code, x)
+            except ShmStoreError as error:
+                raised: ShmStoreError | None = error
+            else:
+                raised = None
+            model = dict(self.model)
+            wanted = [self.after(model, verb, code, x) for verb, code, x in items]
+            refusals = [one for one in wanted if isinstance(one, type)]
+            assert type(raised) is (refusals[0] if refusals else type(None))
+            if atomic and refusals:
+                return
+            assert gathered is not None
+            for (_, code, _), one, came in zip(items, wanted, gathered.outcomes, strict=True):
+                self.take_over(code, one, came)
+
+        def after(self, model: dict[str, Any], verb: str, code: str, x: int) -> Any:
+            """Return what an item has to come to: an error, a session's data, or whether it was."""
+            if verb == "create" and code in model:
+                return SessionExistsError
+            if verb == "delete":
+                return model.pop(code, None) is not None
+            if verb == "update" and code not in model:
+                return SessionNotFoundError
+            data = model[code].data if verb == "update" else {}
+            model[code] = Expected(None, "", {**data, "x": x}, 0, 0)
+            return model[code].data
+
+        def take_over(self, code: str, wanted: Any, came: object) -> None:
+            """Compare what an item came to with what it had to, and know it from then on."""
+            if isinstance(wanted, type):
+                assert type(came) is wanted
+            elif isinstance(wanted, bool):
+                assert came is wanted
+                if wanted:
+                    self.gone(code)
+            else:
+                assert isinstance(came, shmstore.Session)
+                assert came.data == wanted
+                before = self.model.get(code)
+                self.took(code, came, None if before is None else before.owner)
+
+        @rule(worker=who, status=statuses)
+        def delete_where(self, worker: int, status: str | None) -> None:
+            source = "store.clear()" if status is None else "store.delete_where(status=status)"
+            theirs = [c for c, expected in self.model.items() if status in {None, expected.status}]
+            assert crew[worker](source, status=status) == len(theirs)
+            for code in theirs:
+                self.gone(code)
+
         def conflict(self, code: str, call: Callable[[], object]) -> None:
             with pytest.raises(VersionConflictError) as caught:
                 call()
@@ -245,9 +402,9 @@ def machine(crew: Crew) -> type[RuleBasedStateMachine]:  # noqa: C901  # the rul
             pid = None if to is None else crew[to].pid
             if code not in self.model:
                 with pytest.raises(SessionNotFoundError):
-                    self.ask(worker, "update", code, owner_pid=pid)
+                    self.ask(worker, "transfer", code, pid)
                 return
-            session = self.ask(worker, "update", code, owner_pid=pid)
+            session = self.ask(worker, "transfer", code, pid)
             assert session.owner_pid == pid
             self.took(code, session, to)
 

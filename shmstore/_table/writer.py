@@ -190,7 +190,8 @@ class TableWriter:
         if slot is None:
             return None
         block = self.block(slot)
-        if self.expiries.by_slot:
+        # Also if none has an end now: the last one that did may have been touched.
+        if block.expires_ns or self.expiries.by_slot:
             expires_ns = self.expiries.by_slot.get(slot, 0)
             if block.expires_ns != expires_ns:  # it was touched
                 return msgspec.structs.replace(block, expires_ns=expires_ns)
@@ -317,8 +318,10 @@ class TableWriter:
         word = expiry.touched(block.lsn, block.written_ns, expires_ns)
         if word is None:
             return False
+        self.mutating = True
         self._words.store(self._layout.touch_index + block.slot, word)
         self.expiries.set(block.slot, expiry.in_force(word, block))
+        self.mutating = False
         return True
 
     def delete(

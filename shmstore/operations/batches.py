@@ -2,7 +2,8 @@
 
 Theory of operation. The items are gone through in their order; each finds what those before it will
 have left, and takes an LSN of its own. What is committed is the last state of each code, under the
-LSN of the item that made it: those in between were nobody's to see, and their numbers are used up.
+LSN of the item that made it: those in between were nobody's to see. Their numbers are used up all
+the same, because the answers name them: no version is ever given out twice.
 """
 
 from __future__ import annotations

@@ -169,13 +169,16 @@ def _increment(find: Find, item: Increment, context: Context, base: int) -> Effe
         stored = payloads.decode(block.payload)
         effect = Effect(item.code, block, stored, block.owner, block.expires_ns, block.ttl_us)
     assert effect.stored is not None
-    effect.value = _sum(effect.stored.data, item)
+    data = effect.stored.data
+    effect.value = _sum(data, item)
+    # Not in its place: that may be the request's own, which is applied again after a reap.
+    effect.stored.data = {**data, item.field: effect.value}
     effect.answer = "value"
     return effect
 
 
 def _sum(data: dict[str, Any], item: Increment) -> int | float:
-    """Add to the number of a field of data; one that is not there is 0."""
+    """Return a number of data with what is to be added; one that is not there is 0."""
     if item.field in NAMES:
         msg = f"{item.field} is a field of every session, and no number of its data"
         raise ValueError(msg)
@@ -190,7 +193,6 @@ def _sum(data: dict[str, Any], item: Increment) -> int | float:
     if type(value) is int and not _INT_MIN <= value <= _INT_MAX:
         msg = f"data[{item.field!r}] would be {value}: MessagePack has 64-bit integers"
         raise ValueError(msg)
-    data[item.field] = value
     return value
 
 

@@ -14,14 +14,14 @@ import mmap
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from shmstore import proxy
 from shmstore.store import SessionStore
 from tests.processes import Children, Forked, until
-from tests.safety.linearizable import Operation, Seen
+from tests.safety.linearizable import NUMBER, Operation, Seen
 from tests.safety.recording import Recorder, bounded, finished, keeping, now_ns, read_records
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 CODES: Final = ("A", "B", "C")
 """Few, so that the processes meet."""
+
+_CONDITIONAL: Final = frozenset({"update", "replace", "put", "claim", "delete", "take"})
 
 AFTER_A_DEATH: Final = "-"
 """The code of a question whose answer is what matters."""
@@ -47,12 +49,16 @@ class Dice:
     """
 
     _KINDS: Final[dict[Kind, int]] = {
-        "get": 35,
-        "create": 15,
-        "update": 20,
-        "put": 10,
-        "replace": 8,
-        "delete": 12,
+        "get": 32,
+        "create": 11,
+        "create_or_get": 6,
+        "update": 15,
+        "put": 7,
+        "replace": 6,
+        "claim": 6,
+        "increment": 7,
+        "delete": 5,
+        "take": 5,
     }
 
     def __init__(self, seed: str) -> None:
@@ -62,20 +68,39 @@ class Dice:
 
     def next(self, process: int) -> dict[str, Any]:
         """Return the arguments of the next operation of this process."""
+        asked = self._next(process, self.random.choice(CODES), list(self._KINDS))
+        if asked["kind"] != "get" and self.random.random() < 0.04:
+            asked["timeout_s"] = self.random.uniform(*_HASTY_TIMEOUT_S)
+        return asked
+
+    def next_together(self, process: int) -> list[dict[str, Any]]:
+        """Return the arguments of the operations of a batch, on two codes; mostly there is none."""
+        if self.random.random() > 0.08:
+            return []
+        kinds = [kind for kind in self._KINDS if kind != "get"]
+        return [self._next(process, code, kinds) for code in self.random.sample(CODES, 2)]
+
+    def _next(self, process: int, code: str, kinds: Sequence[Kind]) -> dict[str, Any]:
         roll = self.random
-        kind = roll.choices(list(self._KINDS), list(self._KINDS.values()))[0]
-        asked: dict[str, Any] = {"kind": kind, "code": roll.choice(CODES)}
+        kind = roll.choices(kinds, [self._KINDS[kind] for kind in kinds])[0]
+        asked: dict[str, Any] = {"kind": kind, "code": code}
         if kind == "get":
             return asked
-        if roll.random() < 0.04:
-            asked["timeout_s"] = roll.uniform(*_HASTY_TIMEOUT_S)
-        if kind != "delete":
+        if kind not in {"delete", "take"}:
             asked["fields"] = self._fields(kind, process)
-        seen = self._seen.get(asked["code"])
-        if kind != "create" and seen is not None and roll.random() < 0.3:
-            name = roll.choice(["if_version", "if_created"])
-            asked[name] = seen.version if name == "if_version" else seen.created
+        seen = self._seen.get(code)
+        if kind in _CONDITIONAL and seen is not None and roll.random() < 0.3:
+            asked |= self._condition(kind, seen)
         return asked
+
+    def _condition(self, kind: Kind, seen: Seen) -> dict[str, Any]:
+        """Return a condition that held when the session was seen."""
+        names = ["if_created", "expect", *["if_version"] * (kind != "claim")]
+        name = self.random.choice(names)
+        if name == "expect":
+            holds = dict(seen.fields)
+            return {name: frozenset({(one, holds.get(one)) for one in ("x", "y")})}
+        return {name: seen.version if name == "if_version" else seen.created}
 
     def _fields(self, kind: Kind, process: int) -> frozenset[tuple[str, int | None]]:
         """Return what to write: always a mark that no other write has."""
@@ -85,6 +110,8 @@ class Dice:
         for name in ("x", "y"):
             if roll.random() < 0.4:
                 fields[name] = roll.randrange(10)
+        if kind == "increment":
+            fields[NUMBER] = roll.randrange(1, 10)
         if roll.random() < (0.4 if kind == "create" else 0.1):
             fields["owner"] = roll.choice([None, process])
         return frozenset(fields.items())
@@ -219,7 +246,13 @@ class Storm:
                 dice = Dice(seed)
                 lose_replies(dice.random, self._plan.lost_share)
                 for done in range(1, count + 1):
-                    dice.saw(recorder.do(**dice.next(os.getpid())))
+                    if together := dice.next_together(os.getpid()):
+                        atomic = dice.random.random() < 0.6
+                        came = recorder.do_together(together, atomic=atomic)
+                    else:
+                        came = [recorder.do(**dice.next(os.getpid()))]
+                    for operation in came:
+                        dice.saw(operation)
                     self._counters[place] = done
                 self._counters[place] |= _FINISHED
                 signal.pause()

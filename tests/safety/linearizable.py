@@ -19,6 +19,8 @@ Rules:
   the last of it, the session goes if it is that process's. From then on that process gets none.
 - Versions of a code only rise. What an unseen write was numbered is not known until somebody sees
   it, so a condition never names it before.
+- Every write leaves something else than was there, so an increment never adds 0: a write that
+  nobody has seen would be taken for none if it changed nothing but the version.
 - Times are compared, never subtracted; equal times count as overlapping.
 """
 
@@ -32,15 +34,35 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 Fields: TypeAlias = frozenset[tuple[str, int | None]]
-"""What a session holds, its "owner" among it."""
+"""What a session holds, its "owner" among it, and "connected" where its status is that."""
 
-Kind: TypeAlias = Literal["create", "get", "update", "replace", "put", "delete", "death"]
+Kind: TypeAlias = Literal[
+    "create",
+    "create_or_get",
+    "get",
+    "update",
+    "replace",
+    "put",
+    "claim",
+    "increment",
+    "delete",
+    "take",
+    "death",
+]
 
-Outcome: TypeAlias = Literal["done", "nothing", "exists", "conflict", "refused", "unknown"]
+Outcome: TypeAlias = Literal[
+    "done", "nothing", "exists", "conflict", "claimed", "refused", "unknown"
+]
 """What came back. "nothing": there was no session; "refused": it is certain that nothing was done.
 
-"conflict" comes with the session that was present, if one was.
+"conflict" comes with the session that was present, if one was; "claimed" with the one that was
+connected already; a take that was done with the one that went.
 """
+
+NUMBER: Final = "x"
+"""What increments add to, as much as they give for it; the rest is what one is made of."""
+
+CONNECTED: Final = ("connected", 1)
 
 CONFIGURATIONS_MAX: Final = 200_000
 """Chosen arbitrarily, far above what any recorded history needs; some 200 MB."""
@@ -76,7 +98,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         fields: What was given.
         if_version: Its condition, or None.
         if_created: Likewise.
+        expect: Likewise: what the session has to hold, None also for what it has not.
         outcome: What came back.
+        value: The sum that came back.
         seen: The session that came back.
         deadline_ns: Of an unknown outcome: by when the manager's patience has ended for certain.
 
@@ -91,6 +115,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     fields: Fields = frozenset()
     if_version: int | None = None
     if_created: int | None = None
+    expect: Fields = frozenset()
+    value: int | None = None
     outcome: Outcome = "unknown"
     seen: Seen | None = None
     deadline_ns: int | None = None
@@ -137,8 +163,11 @@ class State(NamedTuple):
 
     def is_named_by(self, operation: Operation) -> bool:
         """Say whether an operation's conditions hold."""
-        return operation.if_version in {None, self.version} and (
-            operation.if_created in {None, self.created}
+        holds = dict(self.fields or ())
+        return (
+            operation.if_version in {None, self.version}
+            and operation.if_created in {None, self.created}
+            and all(holds.get(name) == value for name, value in operation.expect)
         )
 
 
@@ -166,11 +195,23 @@ def _done(state: State, operation: Operation) -> State | None:
     if operation.kind == "get":
         assert operation.seen is not None, "a get that found nothing has another outcome"
         return state.shown(operation.seen)
+    if operation.kind == "take":
+        return _taken(state, operation)
     written = _written(state, operation)
     if written is None or operation.kind == "delete":
         return written
+    if operation.kind == "increment":
+        assert written.fields is not None, "it left a session"
+        return written if dict(written.fields)[NUMBER] == operation.value else None
     assert operation.seen is not None, "a write that was done returned a session"
     return written.shown(operation.seen)
+
+
+def _taken(state: State, take: Operation) -> State | None:
+    """Return the state after a take: what it was given is what was there."""
+    assert take.seen is not None, "a take that was done returned a session"
+    shown = None if state.fields is None else state.shown(take.seen)
+    return shown.without() if shown is not None and shown.is_named_by(take) else None
 
 
 def _failed(state: State, operation: Operation) -> State | None:
@@ -182,27 +223,45 @@ def _failed(state: State, operation: Operation) -> State | None:
     if operation.seen is None:  # a conditional put where nothing is
         return None if is_there else state
     shown = state.shown(operation.seen)
+    if operation.outcome == "claimed":
+        was_first = shown is not None and CONNECTED in operation.seen.fields
+        return shown if was_first and shown is not None and shown.is_named_by(operation) else None
     return None if shown is None or shown.is_named_by(operation) else shown
 
 
 def _written(state: State, write: Operation) -> State | None:
     """Return the state after a write that takes effect, its version unseen; None: it cannot."""
     is_there = state.fields is not None
-    if is_there and (write.kind == "create" or not state.is_named_by(write)):
+    if not _can_be_done(state, write):
         return None
-    if not is_there and (write.kind not in {"create", "put"} or _has_condition(write)):
-        return None
-    if write.kind == "delete":
+    if write.kind in {"delete", "take"}:
         return state.without()
+    if is_there and write.kind == "create_or_get":
+        return state
     fields = _fields_after(state, write)
-    if not state.dead.isdisjoint(_must_live(write)):
+    if not state.dead.isdisjoint(_must_live(write, is_there=is_there)):
         return None
     seen_of = state.created if state.created >= 0 else _BELOW
     return State(fields, _OWN, seen_of if is_there else _OWN, state.floor, state.dead)
 
 
+def _can_be_done(state: State, write: Operation) -> bool:
+    """Say whether a write finds what it has to find."""
+    if state.fields is None:
+        return write.kind in _MAKE_ONE and not _has_condition(write)
+    if write.kind == "create" or (write.kind == "claim" and CONNECTED in state.fields):
+        return False
+    return state.is_named_by(write)
+
+
 def _has_condition(operation: Operation) -> bool:
-    return operation.if_version is not None or operation.if_created is not None
+    return bool(
+        operation.if_version is not None or operation.if_created is not None or operation.expect
+    )
+
+
+_MAKE_ONE: Final = frozenset({"create", "create_or_get", "put", "increment"})
+"""What makes a session where there is none."""
 
 
 def _fields_after(state: State, write: Operation) -> Fields:
@@ -210,16 +269,21 @@ def _fields_after(state: State, write: Operation) -> Fields:
     if state.fields is None:
         return frozenset({"owner": write.process, **given}.items())
     before = dict(state.fields)
-    kept = before if write.kind == "update" else {"owner": before["owner"]}
-    return frozenset({**kept, **given}.items())
+    if write.kind == "increment":
+        added = (before.get(NUMBER) or 0) + (given[NUMBER] or 0)
+        return frozenset({**before, NUMBER: added}.items())
+    kept = before if write.kind in {"update", "claim"} else {"owner": before["owner"]}
+    claimed = (CONNECTED,) if write.kind == "claim" else ()
+    return frozenset({**kept, **given, **dict(claimed)}.items())
 
 
-def _must_live(write: Operation) -> Iterable[int | None]:
+def _must_live(write: Operation, *, is_there: bool) -> Iterable[int | None]:
     """Return the process without which a write is refused: the dead get no session."""
     given = dict(write.fields)
-    if "owner" in given:
+    if "owner" in given and not (is_there and write.kind == "increment"):
         return (given["owner"],)
-    return (write.process,) if write.kind in {"create", "put"} else ()
+    makes_one = not is_there and write.kind in _MAKE_ONE
+    return (write.process,) if makes_one or write.kind == "put" else ()
 
 
 # --- The search

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 from shmstore._table import layout as at
 from tests.processes import header_of, until, with_directory
+from tests.safety.busy import BusyWriter, PairReader, Witness
 from tests.safety.storm import (
     CODES_EACH,
     COUNTERS,
     NOBODY,
     STABLE,
+    TALLIES,
     Board,
-    Reader,
-    Writer,
     described,
     identity_of,
     is_dead,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 WRITERS: Final = range(5)
 READERS: Final = range(8, 10)
+WITNESSES: Final = range(10, 11)
 OWNERS_COUNT: Final = 4
 STILL_MAX_S: Final = 90.0
 """So long nobody may write while nothing is stopped: much more than a start of everything takes."""
@@ -138,13 +139,15 @@ class Storm:
             self._store.create({"code": code, **data}, owner_pid=os.getpid())
         for code in COUNTERS:
             self._store.create({"code": code, **described(code, "test", 0, 0, "")}, owner_pid=None)
+        for code in TALLIES:
+            self._store.create(code=code, owner_pid=None, value=0)
         for number in range(OWNERS_COUNT):
             self._owners.append(self._children.sleeper())
             self.board.seat_owner(number, identity_of(self._owners[number].pid))
         self._fill_seats()
 
     def _fill_seats(self) -> None:
-        for seat in (*WRITERS, *READERS):
+        for seat in (*WRITERS, *READERS, *WITNESSES):
             if seat not in self._actors or is_dead(self._actors[seat]):
                 self._collect(seat)
                 self._actors[seat] = self._start(seat)
@@ -155,11 +158,14 @@ class Storm:
             os.waitpid(pid_of(self._actors.get(seat, NOBODY)) or os.getpid(), 0)
 
     def _start(self, seat: int) -> int:
-        actor: Writer | Reader
+        actor: BusyWriter | PairReader | Witness
         if seat in WRITERS:
-            actor = Writer(f"writer-{seat}", self.journal(seat), self._store, self.board, seat)
+            name = f"writer-{seat}"
+            actor = BusyWriter(name, self.journal(seat), self._store, self.board, seat)
+        elif seat in READERS:
+            actor = PairReader(self._store, self.codes(), self.board, seat)
         else:
-            actor = Reader(self._store, self.codes(), self.board, seat)
+            actor = Witness(self._store, self.codes(), self.board, seat)
 
         def run() -> None:
             os.nice(5)  # the servers are to get on too
@@ -186,7 +192,7 @@ class Storm:
         """Return what came of it, for people."""
         return (
             f"killed {self.killed}, stopped {self.stopped_count}, {self.writes()} writes, "
-            f"{self.board.noted(READERS)} rounds of reads"
+            f"{self.board.noted(READERS)} rounds of reads, {self.board.noted(WITNESSES)} events"
         )
 
     # --- What happens to them

@@ -15,6 +15,7 @@ history has many writes in the air, and a manager that does one after such an an
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
@@ -25,22 +26,24 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 
 from shmstore.errors import (
+    AlreadyClaimedError,
     ManagerTimeoutError,
     ManagerUnavailableError,
     SessionExistsError,
     SessionNotFoundError,
+    ShmStoreError,
     VersionConflictError,
 )
-from tests.safety.linearizable import Operation, Seen
+from shmstore.model import Session
+from tests.safety.linearizable import CONNECTED, NUMBER, Operation, Seen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from io import FileIO
     from pathlib import Path
 
-    from shmstore.model import Session
     from shmstore.store import SessionStore
-    from tests.safety.linearizable import Kind, Outcome
+    from tests.safety.linearizable import Fields, Kind, Outcome
 
 Keep: TypeAlias = Callable[[Operation], object]
 """Is given each operation twice: before it is done, its outcome unknown, and after it."""
@@ -56,6 +59,8 @@ def seen_of(session: Session | None) -> Seen | None:
     if session is None:
         return None
     fields = {"owner": session.owner_pid, **session.data}
+    if session.status == "connected":
+        fields |= dict([CONNECTED])
     return Seen(frozenset(fields.items()), session.version, session.created_version)
 
 
@@ -86,6 +91,33 @@ class Recorder:
             **asked: What else the operation has.
 
         """
+        operation = self._begun(kind, code, asked)
+        call_ns = now_ns()
+        came = self._try(lambda: self._ask(operation, timeout_s), timeout_s)
+        return self._ended(operation, call_ns, came)
+
+    def do_together(self, asked: list[dict[str, Any]], *, atomic: bool) -> list[Operation]:
+        """Do operations on different codes in one batch, and return each with what came back.
+
+        Of an atomic batch that is refused only the one that was the reason has an outcome of its
+        own: the others were not done, whatever they would have been.
+        """
+        operations = [self._begun(one.pop("kind"), one.pop("code"), one) for one in asked]
+        call_ns = now_ns()
+        parts: list[object] = []
+
+        def ask() -> dict[str, Any]:
+            parts.extend(self._together(operations, atomic=atomic))
+            return {}
+
+        came = self._try(ask, None)
+        parts = parts or [None] * len(operations)
+        return [
+            self._ended(operation, call_ns, {**_outcome(operation, part), **came})
+            for operation, part in zip(operations, parts, strict=True)
+        ]
+
+    def _begun(self, kind: Kind, code: str, asked: dict[str, Any]) -> Operation:
         self._number += 1
         operation = Operation(
             process=self._process,
@@ -96,51 +128,101 @@ class Recorder:
             **asked,
         )
         self._keep(operation)
-        call_ns = now_ns()
-        came = self._try(operation, timeout_s)
+        return operation
+
+    def _ended(self, operation: Operation, call_ns: int, came: dict[str, Any]) -> Operation:
         done = msgspec.structs.replace(operation, call_ns=call_ns, **came)
         self._keep(done)
         return done
 
-    def _try(self, operation: Operation, timeout_s: float | None) -> dict[str, Any]:
+    def _try(self, ask: Callable[[], dict[str, Any]], timeout_s: float | None) -> dict[str, Any]:
         """Return what came back, and when."""
-        outcome: Outcome
-        seen = None
         try:
-            outcome, seen = self._ask(operation, timeout_s)
-        except SessionExistsError:
-            outcome = "exists"
-        except SessionNotFoundError:
-            outcome = "nothing"
-        except VersionConflictError as error:
-            outcome, seen = "conflict", seen_of(error.session)
+            came = ask()
         except (ManagerTimeoutError, ManagerUnavailableError) as error:
             if not error.outcome_known:
                 late = isinstance(error, ManagerTimeoutError)  # its deadline has passed already
                 left_s = 0.0 if late else timeout_s or self._store._settings.timeout_s
-                return {"deadline_ns": now_ns() + round(left_s * 1e9)}
-            outcome = "refused"
-        return {"return_ns": now_ns(), "outcome": outcome, "seen": seen}
+                deadline_ns = now_ns() + round(left_s * 1e9)
+                return {"outcome": "unknown", "deadline_ns": deadline_ns}
+            came = {"outcome": "refused"}
+        except ShmStoreError as error:
+            came = _refusal(error)
+        return {"return_ns": now_ns(), **came}
 
-    def _ask(self, operation: Operation, timeout_s: float | None) -> tuple[Outcome, Seen | None]:
-        store, code = self._store, operation.code
+    def _together(self, operations: list[Operation], *, atomic: bool) -> list[object]:
+        """Do a batch, and return what each came to; None of what was refused with another."""
+        with contextlib.ExitStack() as stack:
+            batch = stack.enter_context(self._store.batch(atomic=atomic))
+            for operation in operations:
+                _call(batch, operation)()
+            try:
+                stack.close()
+            except (ManagerTimeoutError, ManagerUnavailableError):
+                raise
+            except ShmStoreError as error:
+                if atomic:
+                    code = getattr(error, "code", None)
+                    return [error if operation.code == code else None for operation in operations]
+        return batch.outcomes
+
+    def _ask(self, operation: Operation, timeout_s: float | None) -> dict[str, Any]:
         if operation.kind == "get":
-            seen = seen_of(store.get(code))
-            return ("nothing" if seen is None else "done"), seen
-        conditions: dict[str, Any] = {
-            "if_version": operation.if_version,
-            "if_created": operation.if_created,
-        }
-        if operation.kind == "delete":
-            existed = store.delete(code, timeout_s=timeout_s, **conditions)
-            return ("done" if existed else "nothing"), None
-        fields = dict(operation.fields)
-        if "owner" in fields:
-            fields["owner_pid"] = fields.pop("owner")
-        if operation.kind == "create":
-            return "done", seen_of(store.create({"code": code, **fields}, timeout_s=timeout_s))
-        write = getattr(store, operation.kind)
-        return "done", seen_of(write(code, fields, timeout_s=timeout_s, **conditions))
+            seen = seen_of(self._store.get(operation.code))
+            return {"outcome": "nothing" if seen is None else "done", "seen": seen}
+        return _outcome(operation, _call(self._store, operation, timeout_s=timeout_s)())
+
+
+def _call(store: Any, operation: Operation, **how: Any) -> Callable[[], object]:
+    """Return the call of a store's, or of a batch's, method that an operation stands for."""
+    code, kind = operation.code, operation.kind
+    conditions = {"if_version": operation.if_version, "if_created": operation.if_created}
+    given: dict[str, Any] = {name: v for name, v in conditions.items() if v is not None}
+    if operation.expect:
+        given["expect"] = _as_given(operation.expect)
+    fields = _as_given(operation.fields)
+    write = getattr(store, kind)
+    if kind in {"create", "create_or_get"}:
+        return lambda: write({"code": code, **fields}, **how)
+    if kind == "increment":
+        by = fields.pop(NUMBER)
+        return lambda: write(code, NUMBER, by, default=fields, **how)
+    if kind in {"delete", "take"}:
+        return lambda: write(code, **given, **how)
+    return lambda: write(code, fields, **given, **how)
+
+
+def _as_given(fields: Fields) -> dict[str, Any]:
+    given = dict(fields)
+    return {"owner_pid" if name == "owner" else name: value for name, value in given.items()}
+
+
+def _outcome(operation: Operation, came: object) -> dict[str, Any]:
+    """Return what a call came to: what it returned, or what is to be raised."""
+    if came is None:
+        return {"outcome": "refused"}
+    if isinstance(came, ShmStoreError):
+        return _refusal(came)
+    if operation.kind == "delete":
+        return {"outcome": "done" if came else "nothing"}
+    if operation.kind == "increment":
+        return {"outcome": "done", "value": came}
+    assert isinstance(came, Session)
+    return {"outcome": "done", "seen": seen_of(came)}
+
+
+def _refusal(error: ShmStoreError) -> dict[str, Any]:
+    """Return what an error says."""
+    if isinstance(error, VersionConflictError | AlreadyClaimedError):
+        outcome = "conflict" if isinstance(error, VersionConflictError) else "claimed"
+        return {"outcome": outcome, "seen": seen_of(error.session)}
+    outcomes: dict[type[ShmStoreError], Outcome] = {
+        SessionExistsError: "exists",
+        SessionNotFoundError: "nothing",
+    }
+    if type(error) not in outcomes:
+        raise error
+    return {"outcome": outcomes[type(error)]}
 
 
 def keeping(file: FileIO) -> Keep:

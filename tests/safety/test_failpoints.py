@@ -130,6 +130,11 @@ class Bench:
         """Return when the manager has done whatever it had to."""
         assert self.writer.delete("nothing of the kind") is False
 
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The session that the operation is about, and one that goes with it in batches."""
+        return self.code, f"{self.code}-too"
+
     # --- What is prepared
 
     def new_code(self) -> str:
@@ -160,6 +165,8 @@ class Bench:
             assert reader.get("missing") is None
             for code, bystander in self.bystanders.items():
                 assert reader[code] == bystander == listed[code]
+            pair = [listed[code].data["step"] for code in self.pair if code in listed]
+            assert len(set(pair)) <= 1, "half of a batch"
         return Seen(session, self.cold.count_active())
 
     def require_sound(self) -> None:
@@ -203,6 +210,7 @@ class Operation(NamedTuple):
     stores_min: int
     lsns: int = 1
     options: StoreOptions = TINY
+    step: int = 1  # what the session says then, if there is one
 
 
 def _nothing(bench: Bench) -> None:
@@ -258,6 +266,59 @@ def _expire(bench: Bench) -> None:
     until(lambda: bench.code not in bench.cold, PATIENCE_S)
     bench.settle()
     bench.gate.shut()
+
+
+def _take(bench: Bench) -> None:
+    assert bench.writer.take(bench.code).data["step"] == 0
+
+
+def _claim(bench: Bench) -> Session:
+    return bench.writer.claim(bench.code, step=1)
+
+
+def _increment(bench: Bench) -> Session | None:
+    assert bench.writer.increment(bench.code, "step") == 1
+    return bench.cold.get(bench.code)
+
+
+def _count_from_nothing(bench: Bench) -> Session | None:
+    assert bench.writer.increment(bench.code, "step", default={"step": 0}) == 1
+    return bench.cold.get(bench.code)
+
+
+def _lasting(bench: Bench) -> None:
+    bench.session(ttl_s=3600)
+
+
+def _touch(bench: Bench) -> Session | None:
+    bench.writer.touch(bench.code, 7200)
+    return bench.cold.get(bench.code)
+
+
+def _touch_and_end(bench: Bench) -> None:
+    bench.writer.touch(bench.code, 0.001)
+    until(lambda: bench.code not in bench.cold, PATIENCE_S)
+    bench.settle()
+
+
+def _pair(bench: Bench) -> None:
+    bench.session()
+    bench.writer.create(code=bench.pair[1], step=0)
+
+
+def _update_pair(bench: Bench) -> Session:
+    with bench.writer.batch(atomic=True) as batch:
+        session, _ = [batch.update(code, step=1) for code in bench.pair]
+    return session.result
+
+
+def _create_pair(bench: Bench) -> Session:
+    session, _ = bench.writer.create_many({"code": code, "step": 1} for code in bench.pair)
+    return session
+
+
+def _delete_pair(bench: Bench) -> None:
+    assert bench.writer.delete_where(prefix=bench.code) == len(bench.pair)
 
 
 def _sweep_at_the_gate(gate: Gate) -> None:
@@ -316,6 +377,23 @@ OPERATIONS: Final = (
     Operation("expiry", _unowned, _expire, 5, options=EXPIRING),
     Operation("growth", _crowded, _create, 10, lsns=2),
 )
+
+MORE_OPERATIONS: Final = (
+    Operation("take", Bench.session, _take, 7),
+    Operation("claim", Bench.session, _claim, 5),
+    Operation("increment", Bench.session, _increment, 5),
+    Operation("increment from nothing", _nothing, _count_from_nothing, 8),
+    Operation("touch", _lasting, _touch, 1, lsns=0, step=0),
+    Operation("end", _lasting, _touch_and_end, 6),
+    Operation("batch of updates", _pair, _update_pair, 14, lsns=3),
+    Operation("batch of creates", _nothing, _create_pair, 16, lsns=3),
+    Operation("batch of deletes", _pair, _delete_pair, 14, lsns=3),
+)
+
+LONG: Final = tuple(
+    pytest.param(o, marks=pytest.mark.long if o.lsns else ()) for o in MORE_OPERATIONS
+)
+"""All but the touch, which is unlike all others."""
 
 
 @contextmanager
@@ -394,7 +472,7 @@ def require_done(bench: Bench, operation: Operation, begun: Figures, after: Sess
     bench.require_sound()
     assert bench.cold.get(bench.code) == after
     if after is not None:
-        assert after.data["step"] == 1
+        assert after.data["step"] == operation.step
     assert bench.figures().lsn == begun.lsn + operation.lsns
 
 
@@ -406,7 +484,7 @@ def stores_struck(bench: Bench, operation: Operation, fate: Fate, step: int = 1)
     return stores - 1
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=name_of)
+@pytest.mark.parametrize("operation", [*OPERATIONS, *MORE_OPERATIONS], ids=name_of)
 def test_a_manager_killed_at_any_store(
     operation: Operation, store_dir: Path, children: Children
 ) -> None:
@@ -415,7 +493,7 @@ def test_a_manager_killed_at_any_store(
         assert stores_struck(bench, operation, _is_killed) >= operation.stores_min
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=name_of)
+@pytest.mark.parametrize("operation", [*OPERATIONS, *LONG], ids=name_of)
 def test_a_manager_stopped_at_any_store(
     operation: Operation, store_dir: Path, children: Children
 ) -> None:
@@ -442,7 +520,7 @@ def test_a_manager_that_hangs_at_a_store(
         assert struck > operation.stores_min - step
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=name_of)
+@pytest.mark.parametrize("operation", [*OPERATIONS, *LONG], ids=name_of)
 def test_a_manager_that_fails_at_any_store(
     operation: Operation, store_dir: Path, children: Children
 ) -> None:

@@ -10,6 +10,7 @@ import functools
 import os
 import random
 import signal
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -160,7 +161,11 @@ def test_a_storm_has_an_order(run_storm: RunStorm) -> None:
         *(("update", "done"), ("update", "nothing"), ("update", "conflict")),
         *(("replace", "done"), ("replace", "nothing"), ("put", "done"), ("put", "conflict")),
         *(("delete", "done"), ("delete", "nothing"), ("death", "done")),
+        *(("take", "done"), ("take", "nothing"), ("claim", "done"), ("claim", "claimed")),
+        *(("increment", "done"), ("create_or_get", "done")),
     }
+    calls = Counter((operation.process, operation.call_ns) for operation in history)
+    assert any(count > 1 for count in calls.values()), "there was no batch"
     assert any(o.outcome == "unknown" and o.process in deaths for o in history)
 
 
@@ -322,6 +327,31 @@ def test_every_outcome_is_kept_as_it_came(reader: SessionStore) -> None:
     assert [o.number for o in asked] == [o.number for o in done] == list(range(1, 11))
     assert {(o.outcome, o.return_ns, o.seen) for o in asked} == {("unknown", None, None)}
     require_linearizable(done)
+
+
+def test_what_a_batch_came_to_is_kept(reader: SessionStore) -> None:
+    """Each item's own outcome; of an atomic one that is refused only the reason's."""
+    recorder = Recorder(reader, lambda _: None)
+    x = frozenset({("x", 2)})
+
+    def ask(*kinds: tuple[Any, str], atomic: bool) -> list[Operation]:
+        asked = [
+            {"kind": kind, "code": code, "fields": frozenset() if kind == "take" else x}
+            for kind, code in kinds
+        ]
+        return recorder.do_together(asked, atomic=atomic)
+
+    made, added = ask(("create", "A"), ("increment", "B"), atomic=True)
+    assert (made.outcome, added.outcome, added.value) == ("done", "done", 2)
+    refused, exists = ask(("claim", "B"), ("create", "A"), atomic=True)
+    assert (refused.outcome, exists.outcome) == ("refused", "exists")
+    claimed, exists = ask(("claim", "B"), ("create", "A"), atomic=False)
+    assert (claimed.outcome, exists.outcome) == ("done", "exists")
+    taken, again = ask(("take", "A"), ("claim", "B"), atomic=False)
+    assert (taken.seen, again.outcome) == (made.seen, "claimed")
+    assert again.seen == claimed.seen
+    all_done = [made, added, refused, claimed, taken, again, recorder.do("get", "A")]
+    require_linearizable(all_done)
 
 
 def test_what_timed_out_is_unknown_or_refused(reader: SessionStore) -> None:

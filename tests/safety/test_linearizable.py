@@ -54,6 +54,8 @@ V3: Final = seen(3, 1, x=3)
 CREATED: Final = did("create", 0, 10, V1, x=1)
 UPDATED: Final = did("update", 20, 30, V2, x=2)
 DELETED: Final = did("delete", 40, 50)
+CLAIMED: Final = did("claim", 20, 30, seen(2, 1, x=1, connected=1), process=TWO)
+ADDED: Final = did("increment", 20, 30, x=5, value=6)
 KILLED: Final = did("death", 40, 60)
 
 
@@ -141,6 +143,45 @@ GOOD: Final[dict[str, list[Operation]]] = {
         KILLED,
         did("get", 70, 80, seen(2, 1, x=1, owner=None)),
     ],
+    "of two claimers one is told of the other": [
+        CREATED,
+        CLAIMED,
+        did("claim", 20, 35, "claimed", seen=seen(2, 1, x=1, connected=1), process=3),
+        did("replace", 40, 50, seen(3, 1, x=2), x=2),
+        did("claim", 60, 70, seen(4, 1, x=2, y=3, connected=1), y=3),
+    ],
+    "what is added is told": [
+        did("increment", 0, 10, x=2, y=7, value=2),
+        did("increment", 11, 30, x=3, value=9),
+        did("increment", 11, 30, x=4, value=6, process=TWO),
+        did("get", 31, 32, seen(8, 4, x=9, y=7)),
+    ],
+    "what is taken is told to one": [
+        CREATED,
+        did("take", 20, 30, V1, process=TWO),
+        did("take", 20, 35, "nothing", process=3),
+        did("create", 40, 50, seen(5, x=1), x=1),
+        did("take", 60, 70, "conflict", seen=seen(5, x=1), if_created=1),
+    ],
+    "who comes second gets what the first created": [
+        did("create_or_get", 0, 10, V1, x=1),
+        did("create_or_get", 0, 10, V1, x=2, process=TWO),
+        did("update", 20, 30, V2, x=2),
+        did("create_or_get", 31, 32, V2, x=3),
+    ],
+    "what is expected": [
+        CREATED,
+        did("update", 20, 30, V2, x=2, expect=frozenset({("x", 1), ("y", None)})),
+        did("take", 31, 32, "conflict", seen=V2, expect=frozenset({("x", 1)})),
+        did("put", 33, 34, "conflict", seen=V2, expect=frozenset({("y", 1)})),
+        did("delete", 35, 36, expect=frozenset({("owner", ONE)})),
+        did("put", 37, 38, "conflict", x=1, expect=frozenset({("x", None)})),
+    ],
+    "an unknown claim that was first": [
+        CREATED,
+        did("claim", 11, None, "unknown"),
+        did("claim", 20, 30, "claimed", seen=seen(2, 1, x=1, connected=1), process=TWO),
+    ],
     "a killed process's last create, just before it": [
         did("create", 30, 60, "unknown", x=1),
         KILLED,
@@ -150,6 +191,51 @@ GOOD: Final[dict[str, list[Operation]]] = {
 }
 
 BAD: Final[dict[str, list[Operation]]] = {
+    "two claimers that both win": [
+        CREATED,
+        CLAIMED,
+        did("claim", 20, 30, seen(3, 1, x=1, connected=1), process=3),
+    ],
+    "a claim that is lost to nobody": [CREATED, did("claim", 20, 30, "claimed", seen=V1)],
+    "a claim that finds itself": [
+        CREATED,
+        did("claim", 20, 30, "claimed", seen=seen(2, 1, x=1, connected=1)),
+    ],
+    "a claim that connects nothing": [CREATED, did("claim", 20, 30, seen(2, 1, x=1))],
+    "a sum that was added to twice": [CREATED, did("increment", 20, 30, x=5, value=11)],
+    "a sum that nobody finds": [CREATED, ADDED, did("get", 31, 32, V1)],
+    "two sums from one number": [
+        CREATED,
+        ADDED,
+        did("increment", 20, 30, x=5, value=6, process=TWO),
+    ],
+    "a sum that begins anew": [CREATED, did("increment", 20, 30, x=5, value=5)],
+    "two that take one": [
+        CREATED,
+        did("take", 20, 30, V1, process=TWO),
+        did("take", 20, 30, V1, process=3),
+    ],
+    "a take of what was before": [CREATED, UPDATED, did("take", 40, 50, V1)],
+    "a take that leaves it": [CREATED, did("take", 20, 30, V1), did("get", 31, 32, V1)],
+    "a take of another": [CREATED, did("take", 20, 30, V1, if_created=5)],
+    "two that both create": [
+        did("create_or_get", 0, 10, V1, x=1),
+        did("create_or_get", 0, 10, seen(2, x=2), x=2, process=TWO),
+    ],
+    "a get that is a replace": [CREATED, did("create_or_get", 20, 30, seen(2, 1, x=2), x=2)],
+    "what was not expected": [
+        CREATED,
+        did("update", 20, 30, V2, x=2, expect=frozenset({("x", 2)})),
+    ],
+    "a conflict with what was expected": [
+        CREATED,
+        did("update", 20, 30, "conflict", seen=V1, expect=frozenset({("x", 1), ("y", None)})),
+    ],
+    "a sum for the dead": [
+        did("increment", 30, None, "unknown", x=1),
+        KILLED,
+        did("get", 70, 80, seen(1, x=1), process=READER),
+    ],
     "a stale read": [CREATED, UPDATED, did("get", 31, 32, V1)],
     "a read from the future": [CREATED, did("get", 11, 12, V2), UPDATED],
     "a read of what nobody wrote": [CREATED, did("get", 11, 12, seen(1, x=5))],
@@ -439,6 +525,9 @@ class Dict:
     def do(self, asked: Operation) -> Operation:
         """Do what was asked, and return it with what came back."""
         outcome, session = self._do(asked)
+        if outcome == "done" and asked.kind == "increment" and session is not None:
+            value = dict(session.fields)["x"]
+            return msgspec.structs.replace(asked, outcome=outcome, value=value)
         if session is not None:
             self.known += [session.version, session.created]
         return msgspec.structs.replace(asked, outcome=outcome, seen=session)
@@ -454,25 +543,37 @@ class Dict:
             return ("done", now) if now else ("nothing", None)
         if asked.kind == "create" and now:
             return "exists", None
-        conditional = asked.if_version is not None or asked.if_created is not None
+        if asked.kind == "create_or_get" and now:
+            return "done", now
+        conditional = asked.if_version is not None or asked.if_created is not None or asked.expect
         if now is None and asked.kind == "put" and conditional:
             return "conflict", None
-        if now is None and asked.kind in {"update", "replace", "delete"}:
+        if now is None and asked.kind in {"update", "replace", "delete", "claim", "take"}:
             return "nothing", None
         if now is not None and asked.if_version not in {None, now.version}:
             return "conflict", now
         if now is not None and asked.if_created not in {None, now.created}:
             return "conflict", now
+        if now is not None and any(dict(now.fields).get(n) != v for n, v in asked.expect):
+            return "conflict", now
+        if now is not None and asked.kind == "claim" and ("connected", 1) in now.fields:
+            return "claimed", now
         given = dict(asked.fields)
-        owner = given.get("owner", asked.process if asked.kind in {"create", "put"} else None)
-        if owner in self.dead:
+        makes = asked.kind in {"create", "put"} or now is None
+        owner = given.get("owner", asked.process if makes and asked.kind != "take" else None)
+        if owner in self.dead and asked.kind not in {"delete", "take"}:
             return "refused", None
         self.lsn += 1
-        if asked.kind == "delete":
+        if asked.kind in {"delete", "take"}:
             self.session = None
-            return "done", None
+            return "done", now if asked.kind == "take" else None
         if now is None:
             fields = {"owner": asked.process, **given}
+        elif asked.kind == "increment":
+            before = dict(now.fields)
+            fields = {**before, "x": (before.get("x") or 0) + (given["x"] or 0)}
+        elif asked.kind == "claim":
+            fields = {**dict(now.fields), **given, "connected": 1}
         elif asked.kind == "update":
             fields = {**dict(now.fields), **given}
         else:
@@ -482,7 +583,11 @@ class Dict:
         return "done", self.session
 
 
-KINDS: Final = ["create", "get", "get", "update", "update", "replace", "put", "delete", "death"]
+KINDS: Final = [
+    *("create", "get", "get", "update", "update", "replace", "put", "delete", "death"),
+    *("create_or_get", "claim", "claim", "increment", "take"),
+]
+CONDITIONAL: Final = {"update", "replace", "put", "delete", "claim", "take"}
 
 
 @st.composite
@@ -500,16 +605,23 @@ def sequential_runs(draw: st.DrawFn, size_max: int) -> list[Operation]:
         fields: dict[str, int | None] = {name: draw(values) for name in sorted(names)}
         if draw(st.integers(0, 4)) == 0:
             fields["owner"] = draw(st.sampled_from([None, 1, 2]))
-        condition = draw(st.sampled_from([None, None, None, "if_version", "if_created"]))
+        if kind == "increment":  # by nothing it would be no write
+            fields = {"x": 1}
+        condition = draw(st.sampled_from([None, None, None, "if_version", "if_created", "expect"]))
         asked = Operation(
             process=draw(st.integers(1, 3)),
             kind=kind,  # type: ignore[arg-type]  # one of them
             code="A",
             call_ns=100 * step,
             return_ns=100 * step,
-            fields=frozenset() if kind in {"get", "delete", "death"} else frozenset(fields.items()),
+            fields=frozenset()
+            if kind in {"get", "delete", "take", "death"}
+            else frozenset(fields.items()),
         )
-        if condition is not None and kind in {"update", "replace", "put", "delete"}:
+        if condition == "expect" and kind in CONDITIONAL:
+            expect = frozenset({("x", draw(st.sampled_from([None, 0, 1])))})
+            asked = msgspec.structs.replace(asked, expect=expect)
+        elif condition is not None and kind in CONDITIONAL:
             version = draw(st.sampled_from(model.known))
             asked = msgspec.structs.replace(asked, **{condition: version})
         fate = draw(st.sampled_from(["known"] * 4 + ["lost", "never"]))
@@ -598,8 +710,14 @@ def altered(operation: Operation, sessions: list[Seen], data: st.DataObject) -> 
     """Return an operation with another outcome of those that its kind can have."""
     if operation.kind == "death":
         return msgspec.structs.replace(operation, process=3 - operation.process % 3)
+    if operation.kind == "increment":
+        end = operation.call_ns if operation.return_ns is None else operation.return_ns
+        value = data.draw(st.integers(1, 3))
+        return msgspec.structs.replace(operation, outcome="done", value=value, return_ns=end)
     of_nothing: list[tuple[str, Seen | None]] = [("nothing", None)]
-    if operation.kind == "create":
+    if operation.kind == "create_or_get":
+        of_nothing = []
+    elif operation.kind == "create":
         of_nothing = [("exists", None)]
     elif operation.kind == "put":
         of_nothing = [("conflict", None)]
@@ -607,7 +725,9 @@ def altered(operation: Operation, sessions: list[Seen], data: st.DataObject) -> 
         of_nothing.append(("done", None))
     of_sessions = [] if operation.kind == "delete" else [("done", session) for session in sessions]
     conditional = operation.if_version is not None or operation.if_created is not None
-    if conditional:
+    if operation.kind == "claim":
+        of_sessions += [("claimed", session) for session in sessions]
+    if conditional or operation.expect:
         of_sessions += [("conflict", session) for session in sessions]
     elif operation.kind == "put":
         of_nothing = []

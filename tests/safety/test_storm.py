@@ -14,13 +14,15 @@ import shmstore
 from shmstore._table import layout as at
 from shmstore.model import Session
 from tests.processes import header_of, is_gone, until, with_directory
-from tests.safety.nemesis import READERS, WRITERS, Storm
+from tests.safety.nemesis import READERS, WITNESSES, WRITERS, Storm
 from tests.safety.storm import (
     ABSENT,
+    ALSO,
     COUNTERS,
     KEEP,
     NOBODY,
     STABLE,
+    TALLIES,
     TIMEOUT_S,
     Journal,
     Known,
@@ -165,6 +167,7 @@ def storm(directory: Path, journals: Path, children: Children, *, kills: int) ->
         assert blowing.stopped_count > kills // 20
         assert blowing.writes() > 5 * kills
         assert blowing.board.noted(READERS) > kills
+        assert blowing.board.noted(WITNESSES) > kills
         require_sound(store, blowing)
         store.stop()
         until(lambda: not with_directory(directory))
@@ -196,14 +199,17 @@ def require_sound(store: SessionStore, blown: Storm) -> None:
         for known in journal.codes.values():
             ((_, owner),) = known.possible
             assert not is_dead(owner), f"a dead owner's session stays: {known}"
-    for code in COUNTERS:
+    for code in (*COUNTERS, *TALLIES):
         certain = sum(journal.certain[code] for journal in journals)
         perhaps = sum(journal.perhaps[code] for journal in journals)
         assert certain <= store[code].data["value"] <= certain + perhaps
         assert certain
     present = [k for j in journals for k in j.codes.values() if k.version]
+    until(lambda: not [code for code in store if code.endswith("-lease")])
     listed = store.list_active()
-    assert len(listed) == len(store) == len(present) + len(COUNTERS) + len(STABLE)
+    described_count = sum(not session.code.startswith(ALSO) for session in listed)
+    assert described_count == len(present) + len(COUNTERS) + len(STABLE)
+    assert len(listed) == len(store)
     assert violations_of(table_of(store)) == []
     assert header_of(table_of(store))[at.H_QUARANTINED] == 0
 

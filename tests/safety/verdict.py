@@ -86,7 +86,9 @@ def _text(operation: Operation, first: int) -> str:
     conditions = (("if_version", operation.if_version), ("if_created", operation.if_created))
     asked = [_fields(operation.fields)] if operation.fields else []
     asked += [f"{name}={v - first:+}" for name, v in conditions if v is not None]
-    came = _seen(operation.seen, first) if operation.seen else ""
+    asked += [f"expect={_fields(operation.expect)}"] if operation.expect else []
+    value = "" if operation.value is None else str(operation.value)
+    came = _seen(operation.seen, first) if operation.seen else value
     return f"{operation.kind}({' '.join(asked)}) {operation.outcome} {came}".rstrip()
 
 

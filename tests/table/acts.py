@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -22,10 +22,10 @@ from tests.table.world import (
     CLIENTS,
     SOON_NS,
     STRANGERS,
-    Answer,
+    Ends,
     Listing,
     Manager,
-    Request,
+    Part,
     need,
 )
 
@@ -46,7 +46,7 @@ class Seen(NamedTuple):
         return cls(session.status, session.owner_pid, dict(session.data))
 
 
-Foreseen: TypeAlias = Answer | Seen | tuple[Session | Seen | bool, ...]
+Foreseen: TypeAlias = Part | Seen | tuple[Part | Seen, ...]
 """What must be answered."""
 
 Outlook: TypeAlias = Mapping[str, Session | Seen]
@@ -69,6 +69,9 @@ def is_as(answer: object, foreseen: object) -> bool:
     return type(answer) is type(foreseen) and answer == foreseen
 
 
+_AFTER_ALL_NS: Final = 1 << 62
+
+
 class Act(msgspec.Struct, frozen=True):
     """Something that happens to a table: one line of a sequence."""
 
@@ -76,7 +79,7 @@ class Act(msgspec.Struct, frozen=True):
         """Do it; return who is the manager afterwards."""
         raise NotImplementedError
 
-    def outlook(self, before: Listing) -> Outlook:
+    def outlook(self, before: Listing, ends: Ends) -> Outlook:  # noqa: ARG002  # some need it
         """Return what is there afterwards."""
         return before
 
@@ -126,7 +129,7 @@ class Reap(Act, frozen=True):
         writer.forget_process(self.owner.pid, self.owner.start_ticks)
         return manager
 
-    def outlook(self, before: Listing) -> Outlook:
+    def outlook(self, before: Listing, _ends: Ends) -> Outlook:
         """Others' sessions stay."""
         return {code: s for code, s in before.items() if s.owner_pid != self.owner.pid}
 
@@ -146,9 +149,39 @@ class Expire(Act, frozen=True):
             _delete(manager, slot, at.H_EXPIRED)
         return manager
 
-    def outlook(self, before: Listing) -> Outlook:
+    def outlook(self, before: Listing, _ends: Ends) -> Outlook:
         """What somebody owns stays."""
         return {code: s for code, s in before.items() if s.owner_pid is not None}
+
+    def allows(self, before: Listing, after: Listing, listing: Listing) -> bool:
+        """Each goes for itself."""
+        return after.items() <= listing.items() <= before.items()
+
+
+class Lapse(Act, frozen=True):
+    """The time of all is over that have an end, or of those that end before an instant.
+
+    Attributes:
+        now_ns: That instant.
+
+    """
+
+    now_ns: int = _AFTER_ALL_NS
+
+    def play(self, manager: Manager) -> Manager:
+        """Delete as the host does, the earliest end first."""
+        expiries = manager.writer.expiries
+        last_ns = 0
+        while (slot := expiries.due(self.now_ns)) is not None:
+            need(expiries.by_slot.get(slot, 0) >= last_ns, "the earliest end is not the first")
+            last_ns = expiries.by_slot.get(slot, 0)
+            need(expiries.due(last_ns - 1) is None, "a session ends before its time")
+            _delete(manager, slot, at.H_EXPIRED)
+        return manager
+
+    def outlook(self, before: Listing, ends: Ends) -> Outlook:
+        """What has no end stays, and what ends later."""
+        return {code: s for code, s in before.items() if not 0 < ends.get(code, 0) <= self.now_ns}
 
     def allows(self, before: Listing, after: Listing, listing: Listing) -> bool:
         """Each goes for itself."""
@@ -173,37 +206,59 @@ class Asked(Act, frozen=True):
     Attributes:
         client: Its key in CLIENTS.
         code: Which of the setting's codes.
+        ttl_us: How long what it writes lives, 0 for ever; None: it says nothing of that.
 
     """
 
     client: int
     code: int = 0
+    ttl_us: int | None = None
 
     def play(self, manager: Manager) -> Manager:
         """Ask for the first time, and be answered."""
-        before = manager.world.listing()
+        before, ends = manager.world.listing(), manager.ends()
+        code = manager.world.codes[self.code]
         request = self.request(manager, before)
-        answer, outlook = self.foreseen(before, manager.world.codes[self.code], request)
+        answer, outlook = self.foreseen(before, code, request)
         got = manager.ask(self.client, request)
         need(is_as(got, answer), f"{self} was answered {got!r}, not {answer!r}")
         listing = manager.world.listing()
         need(fulfils(listing, outlook), f"{self} left {listing}, not {outlook}")
+        self.need_ends(manager, ends, self.ends(ends, request, before, outlook, manager.now_ns))
         return manager
 
-    def request(self, manager: Manager, before: Listing) -> Request:
+    def ends(
+        self, ends: Ends, request: Operation, before: Listing, outlook: Outlook, now_ns: int
+    ) -> Ends:
+        """Return when the sessions end that are there afterwards: as before, but what it wrote."""
+        if outlook is before:
+            return ends
+        kept = {one: end for one, end in ends.items() if one in outlook}
+        if self.ttl_us is None:
+            return kept
+        end_ns = now_ns + self.ttl_us * 1000 if self.ttl_us else 0
+        ends_now = {**kept, code_of(request): end_ns}
+        return {one: end for one, end in ends_now.items() if end}
+
+    def need_ends(self, manager: Manager, _before: Ends, foreseen: Ends) -> None:
+        """Require that the sessions end when it was foreseen."""
+        found = manager.ends()
+        need(found == foreseen, f"{self} left the ends {found}, not {foreseen}")
+
+    def request(self, manager: Manager, before: Listing) -> Operation:
         """Return a new request."""
         return self.made(self._head(manager), manager.world.codes[self.code], before)
 
     def _head(self, manager: Manager) -> tuple[int, int, int]:
         """Return what every request begins with."""
-        deadline_ns = SOON_NS << (self.client in STRANGERS)
+        deadline_ns = manager.world.soon_ns << (self.client in STRANGERS)
         return manager.world.number(self.client), deadline_ns, 0
 
     def made(self, head: tuple[int, int, int], code: str, before: Listing) -> Operation:
         """Return the request under this head."""
         raise NotImplementedError
 
-    def foreseen(self, before: Listing, code: str, request: Request) -> tuple[Foreseen, Outlook]:
+    def foreseen(self, before: Listing, code: str, request: Operation) -> tuple[Foreseen, Outlook]:
         """Return the answer to a request that has not been done, and what is there afterwards."""
         raise NotImplementedError
 
@@ -217,6 +272,14 @@ class Asked(Act, frozen=True):
         return {"text": f"{type(self).__name__}{self.client}" * (1 + 9 * (self.client == 1))}
 
 
+def code_of(request: Operation) -> str:
+    """Return the code of the session that a request is about."""
+    if isinstance(request, messages.Create):
+        return str(request.fields.code)
+    assert not isinstance(request, messages.Batch | messages.DeleteWhere), "they have many"
+    return request.code
+
+
 class Create(Asked, frozen=True):
     """Create a session, which nobody owns if it is `unowned`."""
 
@@ -224,9 +287,10 @@ class Create(Asked, frozen=True):
 
     def made(self, head: tuple[int, int, int], code: str, _before: Listing) -> Operation:
         """Ask for this code."""
-        return messages.Create(*head, Fields(code=code, rest=self._text), self.unowned)
+        fields = Fields(code=code, rest=self._text)
+        return messages.Create(*head, fields, self.unowned, self.ttl_us)
 
-    def foreseen(self, before: Listing, code: str, _request: Request) -> tuple[Foreseen, Outlook]:
+    def foreseen(self, before: Listing, code: str, _request: Operation) -> tuple[Foreseen, Outlook]:
         """Refused if the code is taken."""
         if code in before:
             return SessionExistsError, before
@@ -240,9 +304,10 @@ class Update(Asked, frozen=True):
     def made(self, head: tuple[int, int, int], code: str, _before: Listing) -> Operation:
         """Set the status, and a key of one's own."""
         rest = {f"by {self.client}": self._text}
-        return messages.Update(*head, code, None, None, Fields(status="connected", rest=rest))
+        fields = Fields(status="connected", rest=rest)
+        return messages.Update(*head, code, None, None, fields, self.ttl_us)
 
-    def foreseen(self, before: Listing, code: str, request: Request) -> tuple[Foreseen, Outlook]:
+    def foreseen(self, before: Listing, code: str, request: Operation) -> tuple[Foreseen, Outlook]:
         """Refused if there is none, or not the version that is named."""
         old = before.get(code)
         if old is None:
@@ -270,9 +335,9 @@ class Replace(Update, frozen=True):
 
     def made(self, head: tuple[int, int, int], code: str, _before: Listing) -> Operation:
         """Give a text and nothing else."""
-        return messages.Replace(*head, code, None, None, Fields(rest=self._text))
+        return messages.Replace(*head, code, None, None, Fields(rest=self._text), self.ttl_us)
 
-    def foreseen(self, before: Listing, code: str, request: Request) -> tuple[Foreseen, Outlook]:
+    def foreseen(self, before: Listing, code: str, request: Operation) -> tuple[Foreseen, Outlook]:
         """As an update, but that nothing stays except the owner."""
         answer, outlook = super().foreseen(before, code, request)
         if not isinstance(answer, Seen):
@@ -286,9 +351,10 @@ class Put(Replace, frozen=True):
 
     def made(self, head: tuple[int, int, int], code: str, _before: Listing) -> Operation:
         """Give a text and nothing else."""
-        return messages.Put(*head, code, None, None, Fields(rest=self._text), False)
+        fields = Fields(rest=self._text)
+        return messages.Put(*head, code, None, None, fields, False, self.ttl_us)
 
-    def foreseen(self, before: Listing, code: str, request: Request) -> tuple[Foreseen, Outlook]:
+    def foreseen(self, before: Listing, code: str, request: Operation) -> tuple[Foreseen, Outlook]:
         """Never refused."""
         if code in before:
             return super().foreseen(before, code, request)
@@ -299,7 +365,7 @@ class Put(Replace, frozen=True):
 class Late(Put, frozen=True):
     """Put a session when the deadlines of clients 1 and 2 are past: one of them loses its row."""
 
-    def request(self, manager: Manager, before: Listing) -> Request:
+    def request(self, manager: Manager, before: Listing) -> Operation:
         """Let the time pass first."""
         manager.now_ns = manager.world.now_ns = SOON_NS + 1
         return super().request(manager, before)
@@ -312,6 +378,6 @@ class Delete(Asked, frozen=True):
         """Name it."""
         return messages.Delete(*head, code, None, None)
 
-    def foreseen(self, before: Listing, code: str, _request: Request) -> tuple[Foreseen, Outlook]:
+    def foreseen(self, before: Listing, code: str, _request: Operation) -> tuple[Foreseen, Outlook]:
         """Told whether it was there."""
         return code in before, {c: s for c, s in before.items() if c != code}

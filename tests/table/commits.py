@@ -63,6 +63,8 @@ def commit(
     """Do all of it at once."""
     changes, after = changes_of(table, list(what))
     table.writer.commit(changes, note=note or noted(1, 1), answer=answer, now_ns=now_ns)
+    for code, session in after.items():
+        table.writer.statuses.set(table.writer.codes[code], session.status)
     table.sessions = after
 
 

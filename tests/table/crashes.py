@@ -66,7 +66,6 @@ from tests.table.world import (
     Kit,
     Listing,
     Manager,
-    Request,
     Setting,
     World,
     cold_get,
@@ -75,8 +74,11 @@ from tests.table.world import (
 )
 
 if TYPE_CHECKING:
+    from shmstore._table.derived import Derived
     from shmstore._table.reader import Cache
     from shmstore._table.words import Words
+    from shmstore.operations import Operation
+    from tests.table.world import Ends
 
 
 class Tally(msgspec.Struct):
@@ -130,7 +132,8 @@ class _Run:
         self._recovered: set[bytes] = set()  # essences whose recovery was crashed
         self._images: set[bytes] = set()
         self._first: Answer | None = None
-        self._request: Request | None = None
+        self._request: Operation | None = None
+        self._is_noted = False  # whether its client's row has its outcome
 
     def explore(self) -> bool:
         world = self._world
@@ -140,11 +143,14 @@ class _Run:
             world.listing()
         image, before = world.image(), world.listing()
         self._history, self._cache = world.history.fork(), world.cache
+        self._before_ends = manager.ends()
         steps = self._play(manager, before)
         after = world.listing()
         foreseen = self._foreseen(before)
         need(fulfils(after, foreseen), f"left {after}, not {foreseen}")
         self._before, self._after = before, after
+        self._after_ends = manager.ends()
+        self._need_ends(manager, before, self._before_ends, foreseen)
         for point, crashed in enumerate(images(image, steps)):
             last = point == len(steps)
             self.where = f"crashed after {point} stores" + (", the answer lost" if last else "")
@@ -157,12 +163,20 @@ class _Run:
             return world.recorded(partial(act.play, manager))[0]
         self._request = act.request(manager, before)
         steps, self._first = world.recorded(partial(manager.ask, act.client, self._request))
+        self._is_noted = manager.remembers(act.client, self._request)
         return steps
+
+    def _need_ends(self, manager: Manager, before: Listing, ends: Ends, outlook: Outlook) -> None:
+        """Require that the act, just done, has left the ends that it should."""
+        act = self._act
+        if isinstance(act, Asked):
+            wanted = act.ends(ends, self._request_made, before, outlook, manager.now_ns)
+            act.need_ends(manager, ends, wanted)
 
     def _foreseen(self, before: Listing) -> Outlook:
         act, world = self._act, self._world
         if not isinstance(act, Asked):
-            return act.outlook(before)
+            return act.outlook(before, self._before_ends)
         assert self._request is not None
         answer, outlook = act.foreseen(before, world.codes[act.code], self._request)
         need(is_as(self._first, answer), f"answered {self._first!r}, not {answer!r}")
@@ -221,9 +235,18 @@ class _Run:
             recovered = known
             world.history.look(world.words)
         need(self._act.allows(crashed, self._after, recovered), "recovery undid what was seen")
+        self._need_known_ends(recovered, derived)
         if known is None:
             self._settle(Manager(world, derived), recovered)
         return steps, crashed, cache
+
+    def _need_known_ends(self, listing: Listing, derived: Derived) -> None:
+        """Require that recovery knows when the sessions end, as before the act or as after it."""
+        ends = {code: end for code, s in derived.codes.items() if (end := derived.expiring.get(s))}
+        both = (self._before, self._before_ends), (self._after, self._after_ends)
+        known = [its for sessions, its in both if sessions == listing]
+        some = {code: end for code, end in self._before_ends.items() if code in listing}
+        need(ends in (known or [some]), f"recovery found the ends {ends}, not one of {known}")
 
     def _look(self, before: Listing) -> Listing:
         """Return what readers see, if it may follow what they saw before."""
@@ -242,8 +265,10 @@ class _Run:
         else:
             assert isinstance(self._act, Asked)
             done = manager.remembers(self._act.client, self._request)
-            has_effect = self._before != self._after
-            need(done == (has_effect and listing == self._after), f"done: {done}, left: {listing}")
+            moves = self._before != self._after
+            has_effect = moves or self._is_noted or self._before_ends != self._after_ends
+            right = done == (listing == self._after) if moves else done <= self._is_noted
+            need(right, f"done: {done}, left: {listing}")
             ways = [self._at_once, self._after_others, self._after_a_restart, self._too_late]
             ways = ways if has_effect else ways[:1]
             ways = ways[:3] if self._act.client in STRANGERS else ways
@@ -264,9 +289,9 @@ class _Run:
     def _play_again(self, manager: Manager, _done: bool) -> None:  # noqa: FBT001  # as the others
         """The manager does what is still to be done, and others go on."""
         world, act = self._world, self._act
-        before = world.listing()
+        outlook = act.outlook(world.listing(), manager.ends())
         manager = act.play(manager)
-        need(fulfils(world.listing(), act.outlook(before)), "what was begun cannot be finished")
+        need(fulfils(world.listing(), outlook), "what was begun cannot be finished")
         manager = self._work(manager, 2)
         world.require_sound(world.listing())
         self._require_same(manager)
@@ -274,7 +299,7 @@ class _Run:
     def _at_once(self, manager: Manager, done: bool) -> None:  # noqa: FBT001  # as the others
         """The client asks again, and again, and after another restart."""
         answer = self._retry(manager, None, done=done)
-        if self._before == self._after:
+        if self._before == self._after and not self._is_noted:
             return
         self._retry(manager, answer, done=True)
         self._retry(self._world.adopt(), answer, done=True)
@@ -324,7 +349,7 @@ class _Run:
         return {1: 2, 2: 1, 3: 4, 4: 3}[self._client]
 
     @property
-    def _request_made(self) -> Request:
+    def _request_made(self) -> Operation:
         assert self._request is not None
         return self._request
 
@@ -333,7 +358,7 @@ class _Run:
         world, act = self._world, self._act
         assert isinstance(act, Asked)
         request = msgspec.structs.replace(self._request_made, first_base=BASE)
-        before = world.listing()
+        before, ends = world.listing(), manager.ends()
         foreseen: Foreseen
         outlook: Outlook
         if done:
@@ -346,6 +371,10 @@ class _Run:
         need(is_as(answer, foreseen), f"the retry was answered {answer!r}, not {foreseen!r}")
         listing = world.listing()
         need(fulfils(listing, outlook), f"the retry left {listing}, not {outlook}")
+        if done:
+            need(manager.ends() == ends, f"the retry left the ends {manager.ends()}, not {ends}")
+        else:
+            self._need_ends(manager, before, ends, outlook)
         world.require_sound(listing)
         return answer
 

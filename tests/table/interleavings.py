@@ -46,7 +46,17 @@ if TYPE_CHECKING:
     from shmstore._table.words import WritableBuffer
 
 Place = Literal[
-    "block", "row", "index", "ctl", "state", "region", "used", "count", "figure", "fence"
+    "block",
+    "row",
+    "index",
+    "ctl",
+    "touch",
+    "state",
+    "region",
+    "used",
+    "count",
+    "figure",
+    "fence",
 ]
 
 _HEADER: Final[dict[int, Place]] = {
@@ -99,7 +109,9 @@ class Recorder(Words):
             return _HEADER.get(index, "figure")
         if index < self._layout.ctl_index:
             return "row"
-        return "ctl" if index < self._layout.touch_index else "index"
+        if index < self._layout.touch_index:
+            return "ctl"
+        return "touch" if index * at.WORD_BYTES < self._layout.arena_offset else "index"
 
     def store(self, index: int, word: int) -> None:
         """Store one word and remember it."""

@@ -143,9 +143,10 @@ class Table:
         """Create a session."""
         self.writer.make_room()
         session = self.next_session(code, text, owner)
-        self.writer.create(
+        slot = self.writer.create(
             code, encoded(session), owner=owner, now_ns=now_ns, expires_ns=0, note=note
         )
+        self.writer.statuses.set(slot, session.status)
         self.sessions[code] = session
         return session
 
@@ -170,6 +171,7 @@ class Table:
             expires_ns=0,
             note=note,
         )
+        self.writer.statuses.set(slot, session.status)
         self.sessions[code] = session
         return session
 

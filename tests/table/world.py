@@ -38,6 +38,7 @@ from tests.table.tables import ALICE, BASE, BOB, SALT
 if TYPE_CHECKING:
     from shmstore._table.reader import Cache
     from shmstore.operations import Operation
+    from shmstore.operations.context import Given
 
 NOON: Final = datetime(2024, 5, 1, 12, tzinfo=UTC)
 SOON_NS: Final = 10**6
@@ -54,36 +55,20 @@ STRANGERS: Final = (3, 4)
 Listing: TypeAlias = Mapping[str, Session]
 """Code to session: all that there is."""
 
-Answer: TypeAlias = Session | bool | type[ShmStoreError] | tuple[Session | bool, ...]
-"""What a client is told: the session, whether it existed, or why not; of a batch each of it."""
+Part: TypeAlias = Session | bool | int | float | type[ShmStoreError]
+"""What a client is told of one thing: the session, whether it existed, a number, or why not."""
+
+Answer: TypeAlias = Part | tuple[Part, ...]
+"""What a client is told; of a batch each of it."""
+
+Ends: TypeAlias = Mapping[str, int]
+"""Code to the end of its session, of those that have one."""
 
 
 def need(condition: object, *what: object) -> None:
     """Refute the table unless the condition holds."""
     if not condition:
         raise UntrueError(*what)
-
-
-class Direct(msgspec.Struct, frozen=True):
-    """A request that drives the writer itself.
-
-    Attributes:
-        number: Its number.
-        deadline_ns: Its deadline.
-        first_base: The table of its first try; 0: this is the first.
-
-    """
-
-    number: int
-    deadline_ns: int
-    first_base: int
-
-    def apply(self, writer: TableWriter, context: operations.Context) -> Answer:
-        """Do it once, as `operations.apply` does."""
-        raise NotImplementedError
-
-
-Request: TypeAlias = "Operation | Direct"
 
 
 class Setting(NamedTuple):
@@ -105,6 +90,7 @@ class Kit(NamedTuple):
     """What is tried: the real writer, recovery and reader, or a seeded fault in their place.
 
     Attributes:
+        apply: What does what a client asks.
         cut: Whether images that go on equally go on once.
         strict: Whether a word that loses its LSN refutes at once, or only what comes of it.
 
@@ -114,6 +100,7 @@ class Kit(NamedTuple):
     recover: Callable[..., Derived] = recover
     reader: type[TableReader] = TableReader
     distort: Distort | None = None
+    apply: Callable[..., operations.Answer] = operations.apply
     cut: bool = True
     strict: bool = True
 
@@ -220,6 +207,7 @@ class World:
         self.history = History(self.layout, strict=kit.strict)
         self.cache: Cache = {}
         self.now_ns = 1000  # when its managers begin
+        self.soon_ns = SOON_NS
         self.lost: frozenset[str] = frozenset()  # codes whose record was damaged on purpose
         self.damaged = False
         self.given_up = 0
@@ -395,41 +383,64 @@ class Manager:
             sparseness=2,
         )
 
-    def ask(self, client: int, request: Request) -> Answer:
+    def ask(self, client: int, request: Operation) -> Answer:
         """Do what a client asks, as the host does."""
         self.now_ns += 1
         name, caller = CLIENTS[client]
         context = operations.Context(
-            name, caller, lambda _: UNSET, self.now_ns, lambda: NOON, 1 << 16
+            name, caller, partial(_given, caller), self.now_ns, lambda: NOON, 1 << 16
         )
         try:
-            if isinstance(request, Direct):
-                return self._saw(request.apply(self.writer, context))
-            answer = operations.apply(self.writer, request, context)
+            answer = self.world.kit.apply(self.writer, request, context)
         except ShmStoreError as error:
             need(not self.writer.mutating, f"{error!r} after the first store")
             if isinstance(error, ManagerTimeoutError | ManagerUnavailableError):
                 known = error.outcome_known
                 need(known is (not request.first_base), "nobody knows what became of the first try")
-            return type(error)
-        if isinstance(answer, messages.Gone):
-            return answer.existed
-        assert isinstance(answer, messages.Done), "nothing here asks for a number"
-        return self.world.history.saw(record.decode_payload(answer.session))
+            return self._refused(error)
+        if not isinstance(answer, messages.Batched):
+            return self._told(answer)
+        return tuple(self._told(part) for part in _decode_outcomes(answer.outcomes))
 
-    def _saw(self, answer: Answer) -> Answer:
-        for part in answer if isinstance(answer, tuple) else ():
-            if isinstance(part, Session):
-                self.world.history.saw(part)
-        return answer
+    def _told(self, part: _Part) -> Part:
+        if isinstance(part, messages.Gone):
+            return part.existed
+        if isinstance(part, messages.Number):
+            return part.value
+        if isinstance(part, messages.Failed):
+            return self._refused(messages.error_of(part))
+        return self.world.history.saw(record.decode_payload(part.session))
 
-    def remembers(self, client: int, request: Request) -> bool:
+    def _refused(self, error: Exception) -> type[ShmStoreError]:
+        assert isinstance(error, ShmStoreError)
+        present = getattr(error, "session", None)
+        if present is not None:
+            self.world.history.saw(present)
+        return type(error)
+
+    def ends(self) -> dict[str, int]:
+        """Return when the sessions end that do."""
+        expiries = self.writer.expiries
+        ends = {code: expiries.by_slot.get(slot, 0) for code, slot in self.writer.codes.items()}
+        return {code: expires_ns for code, expires_ns in ends.items() if expires_ns}
+
+    def remembers(self, client: int, request: Operation) -> bool:
         """Say whether the client's row has the outcome of this request."""
         outcome = self.writer.outcome(CLIENTS[client][0])
         if outcome is None or outcome.note is None:
             return False
         need(outcome.note.client == CLIENTS[client][0], "a row has another client's outcome")
         return outcome.note.number == request.number
+
+
+_Part: TypeAlias = messages.Done | messages.Gone | messages.Number | messages.Failed
+_decode_outcomes: Final = msgspec.msgpack.Decoder(list[_Part]).decode
+
+
+def _given(caller: Owner, item: messages.Item) -> Given:
+    """Return the owner that an item names: its client's own, or none."""
+    fields = getattr(item, "fields", None)
+    return caller if fields is not None and fields.owner_pid == caller.pid else UNSET
 
 
 def need_same_knowledge(writer: TableWriter, other: TableWriter) -> None:
@@ -441,6 +452,12 @@ def need_same_knowledge(writer: TableWriter, other: TableWriter) -> None:
         one, two = sorted(getattr(writer, name)), sorted(getattr(other, name))
         need(one == two, f"{name}: {one} and {two}")
     need(list(writer.unowned.items()) == list(other.unowned.items()), "unowned, oldest first")
+    ends, others = writer.expiries, other.expiries
+    need(ends.by_slot == others._by_slot, f"ends: {ends._by_slot} and {others._by_slot}")
+    need(ends.next_ns() == others.next_ns(), "the next end")
+    has, its_own = writer.statuses, other.statuses
+    need(has._of == its_own._of, f"statuses: {has._of} and {its_own._of}")
+    need(has._slots == its_own._slots, f"slots of statuses: {has._slots} and {its_own._slots}")
     mine, its = sorted(writer._arena.extents()), sorted(other._arena.extents())
     need(mine == its, f"free lines: {mine} and {its}")
     need(writer._arena.taken_count == other._arena.taken_count, "taken lines")
