@@ -453,7 +453,7 @@ def need_same_knowledge(writer: TableWriter, other: TableWriter) -> None:
         need(one == two, f"{name}: {one} and {two}")
     need(list(writer.unowned.items()) == list(other.unowned.items()), "unowned, oldest first")
     ends, others = writer.expiries, other.expiries
-    need(ends.by_slot == others._by_slot, f"ends: {ends._by_slot} and {others._by_slot}")
+    need(ends.by_slot == others.by_slot, f"ends: {ends.by_slot} and {others.by_slot}")
     need(ends.next_ns() == others.next_ns(), "the next end")
     has, its_own = writer.statuses, other.statuses
     need(has._of == its_own._of, f"statuses: {has._of} and {its_own._of}")
