@@ -138,7 +138,7 @@ class Combined(SessionTable[DataT]):
                 older_than_s=older_than_s,
                 timeout_s=timeout_s,
             )
-        request = described(owner_pid, status, direction, prefix, older_than_s)
+        request = described(owner_pid, status, direction, prefix, older_than_s, self._names())
         found = [s for s in self._sessions() if fits(request, s) and where(s)]
         gathered = Gathered(self._make_code, self._type_of_data(), atomic=False)
         for session in found:

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from shmstore import config
 from shmstore._os import clock
-from shmstore.wire.fields import check_field
+from shmstore.wire.fields import BUILT_IN, Fields, Names, check_field, check_names
 from shmstore.wire.messages import HEAD, DeleteWhere
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def described(
     direction: str | UnsetType | None,
     prefix: str,
     older_than_s: float | None,
+    names: Names = BUILT_IN,
 ) -> DeleteWhere:
     """Return the request for the end of all that is as described.
 
@@ -34,6 +35,8 @@ def described(
     check_field("direction", None if direction is UNSET else direction)
     if status is not None:
         check_field("status", status)
+    given = Fields(status=UNSET if status is None else status, direction=direction)
+    check_names(given, names)
     if type(prefix) is not str:
         msg = f"prefix is the beginning of a code, a str, not {prefix!r}"
         raise TypeError(msg)

@@ -456,7 +456,7 @@ class SessionTable(Generic[DataT]):
             timeout_s: Seconds until ManagerTimeoutError; the handle's default if None.
 
         """
-        request = described(owner_pid, status, direction, prefix, older_than_s)
+        request = described(owner_pid, status, direction, prefix, older_than_s, self._names())
         return int(self._ask(Number, request, timeout_s).value)
 
     def delete_owned(self, owner_pid: int, *, timeout_s: float | None = None) -> int:

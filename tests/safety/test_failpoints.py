@@ -385,9 +385,9 @@ MORE_OPERATIONS: Final = (
     Operation("increment from nothing", _nothing, _count_from_nothing, 8),
     Operation("touch", _lasting, _touch, 1, lsns=0, step=0),
     Operation("end", _lasting, _touch_and_end, 6),
-    Operation("batch of updates", _pair, _update_pair, 14, lsns=3),
+    Operation("batch of updates", _pair, _update_pair, 12, lsns=3),
     Operation("batch of creates", _nothing, _create_pair, 16, lsns=3),
-    Operation("batch of deletes", _pair, _delete_pair, 14, lsns=3),
+    Operation("batch of deletes", _pair, _delete_pair, 12, lsns=3),
 )
 
 LONG: Final = tuple(
