@@ -88,7 +88,7 @@ class BareHost:
         pid = None if owner is None else owner.pid
         fields = Fields(code=code)
         context = operations.Context(
-            self.client, self.caller, lambda _: owner, clock.boot_ns(), clock.wall, 1 << 20
+            self.client, self.caller, lambda *_: owner, clock.boot_ns(), clock.wall, 1 << 20
         )
         self._number += 1
         request = messages.Create(self._number, _FAR_NS, 0, fields, False)

@@ -64,7 +64,7 @@ class Desk:
         context = operations.Context(
             client or self.client,
             CALLER,
-            lambda _: owner,
+            lambda *_: owner,
             self.now_ns,
             lambda: self.now,
             self.max_session_bytes,

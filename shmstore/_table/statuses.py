@@ -19,26 +19,29 @@ class Statuses:
     Args:
         known: Slot to status.
 
+    Attributes:
+        by_slot: The same, as it is now. Not to be changed but by `set`.
+
     """
 
     def __init__(self, known: Mapping[int, str]) -> None:
-        self._of = dict(known)
+        self.by_slot = dict(known)
         self._slots: defaultdict[str, _Slots] = defaultdict(_Slots)
         for slot, status in known.items():
             self._slots[status].add(slot)
 
     def set(self, slot: int, status: str | None) -> None:
         """Take over a slot's status; None: it is free."""
-        before = self._of.get(slot)
+        before = self.by_slot.get(slot)
         if before == status:
             return
         if before is not None:
-            del self._of[slot]
+            del self.by_slot[slot]
             self._slots[before].discard(slot)
             if not self._slots[before]:
                 del self._slots[before]
         if status is not None:
-            self._of[slot] = status
+            self.by_slot[slot] = status
             self._slots[status].add(slot)
 
     def slots(self, status: str) -> AbstractSet[int]:

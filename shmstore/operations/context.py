@@ -50,7 +50,8 @@ class Context(msgspec.Struct, frozen=True):
     Attributes:
         client: The connection's client.
         caller: The identity of its process.
-        given: Finds who an item's owner_pid stands for, alive and watched; raises if it cannot be.
+        given: Finds who an item's owner_pid stands for, alive and watched, given the caller; raises
+            if it cannot be.
         now_ns: Boot clock.
         wall: The wall clock, which only some requests need.
         max_session_bytes: The store's limit.
@@ -62,7 +63,7 @@ class Context(msgspec.Struct, frozen=True):
 
     client: ClientId
     caller: Owner
-    given: Callable[[Item], Given]
+    given: Callable[[Item, Owner], Given]
     now_ns: int
     wall: Callable[[], datetime]
     max_session_bytes: int

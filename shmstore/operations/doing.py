@@ -9,6 +9,7 @@ import msgspec
 from shmstore._table.record import KIND_BATCH, KIND_SESSION, Note
 from shmstore.errors import ManagerTimeoutError, ManagerUnavailableError, ProtocolError
 from shmstore.operations import batches, meaning, payloads
+from shmstore.operations.meaning import Effect
 from shmstore.wire.messages import (
     Batch,
     Batched,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from shmstore._table.record import Block
     from shmstore._table.writer import TableWriter
     from shmstore.operations.context import Answer, Context, Operation
-    from shmstore.operations.meaning import Effect
     from shmstore.wire.messages import Item
 
 
@@ -58,14 +58,10 @@ def apply(table: TableWriter, request: Operation, context: Context) -> Answer:
         return batches.apply(table, request, context)  # type: ignore[arg-type]  # as was asked
     if kind is DeleteWhere:
         return batches.delete_where(table, request, context)  # type: ignore[arg-type]  # likewise
-    return _item(table, request, context)  # type: ignore[arg-type]  # all others
-
-
-def _item(table: TableWriter, request: Item, context: Context) -> Answer:
-    effect = meaning.of(table.find, request, context, table.base)
-    if type(effect) is Done or type(effect) is Gone:
-        return effect
-    return _have(table, effect, request, context)  # type: ignore[arg-type]  # what is left
+    effect = meaning.OF[kind](table.find, request, context, table.base)  # all others are items
+    if type(effect) is Effect:
+        return _have(table, effect, request, context)  # type: ignore[arg-type]  # as was said
+    return effect  # type: ignore[return-value]  # an answer at once
 
 
 def _have(table: TableWriter, effect: Effect, request: Item, context: Context) -> Answer:
@@ -121,7 +117,8 @@ def _store(table: TableWriter, effect: Effect, note: Note, context: Context) -> 
         note=note,
         ttl_us=effect.ttl_us,
     )
-    table.statuses.set(old.slot, stored.status)
+    if table.statuses.by_slot.get(old.slot) != stored.status:
+        table.statuses.set(old.slot, stored.status)
     context.happened(table.lsn, effect.code, old.payload, payload, "")
     return payload
 

@@ -97,7 +97,7 @@ def of(find: Find, item: Item, context: Context, base: int) -> Effect | Done | G
         StaleOwnerError: Somebody dead has to be reaped first.
 
     """
-    return _OF[type(item)](find, item, context, base)
+    return OF[type(item)](find, item, context, base)
 
 
 def _create(find: Find, item: Create, context: Context, base: int) -> Effect | Done:
@@ -220,7 +220,7 @@ def _touch(find: Find, item: Touch, context: Context, base: int) -> Effect | Gon
     return effect
 
 
-_OF: Final[dict[type, Callable[[Find, Any, Context, int], Effect | Done | Gone]]] = {
+OF: Final[dict[type, Callable[[Find, Any, Context, int], Effect | Done | Gone]]] = {
     Create: _create,
     Update: _update,
     Replace: _replace,
@@ -286,17 +286,16 @@ def _refuse_other_code(fields: Fields, code: str) -> None:
         raise ValueError(msg)
 
 
+_CHECKED: Final = ("created_at", "connected_at", "sender_info", "receiver_info")
+
+
 def _check_values(fields: Fields, context: Context) -> None:
     """Refuse what readers could not take, whatever the client checked: others have to read it."""
     check_names(fields, context.names)
-    if fields.created_at is not UNSET:
-        check_value(fields.created_at, "created_at")
-    if fields.connected_at is not UNSET:
-        check_value(fields.connected_at, "connected_at")
-    if fields.sender_info is not UNSET:
-        check_value(fields.sender_info, "sender_info")
-    if fields.receiver_info is not UNSET:
-        check_value(fields.receiver_info, "receiver_info")
+    for name in _CHECKED:
+        value = getattr(fields, name)
+        if value is not UNSET:
+            check_value(value, name)
     if fields.rest:
         check_value(fields.rest, "data")
 
@@ -308,7 +307,7 @@ def _new(code: str, fields: Fields, item: Create | Put | Increment, context: Con
     """Return the effect of creating a session where there is none."""
     _refuse_other_code(fields, code)
     _check_values(fields, context)
-    given = context.given(item)
+    given = context.given(item, context.caller)
     owner = (None if item.unowned else context.caller) if given is UNSET else given
     stored = _fresh(code, fields, fields.created_at or context.wall(), 0)
     ttl_us = item.ttl_us or 0
@@ -320,7 +319,7 @@ def _next(
     block: Block, stored: Stored, item: Update | Replace | Put | Claim, context: Context
 ) -> Effect:
     """Return the effect of a session's next state."""
-    given = context.given(item)
+    given = context.given(item, context.caller)
     owner = block.owner if given is UNSET else given
     if item.ttl_us is None:
         return Effect(item.code, block, stored, owner, block.expires_ns, block.ttl_us)
@@ -329,20 +328,20 @@ def _next(
 
 
 def _merge(stored: Stored, fields: Fields, context: Context) -> None:
-    """Put what is given in the place of what was there."""
-    _check_values(fields, context)
-    if fields.direction is not UNSET:
-        stored.direction = fields.direction
-    if fields.status is not UNSET:
-        stored.status = fields.status
-    if fields.created_at is not UNSET:
-        stored.created_at = fields.created_at
-    if fields.connected_at is not UNSET:
-        stored.connected_at = fields.connected_at
-    if fields.sender_info is not UNSET:
-        stored.sender_info = fields.sender_info
-    if fields.receiver_info is not UNSET:
-        stored.receiver_info = fields.receiver_info
+    """Put what is given in the place of what was there, checked as in `_check_values`."""
+    if fields.direction is not UNSET or fields.status is not UNSET:
+        check_names(fields, context.names)
+        if fields.direction is not UNSET:
+            stored.direction = fields.direction
+        if fields.status is not UNSET:
+            stored.status = fields.status
+    for name in _CHECKED:
+        value = getattr(fields, name)
+        if value is not UNSET:
+            check_value(value, name)
+            setattr(stored, name, value)
+    if fields.rest:
+        check_value(fields.rest, "data")
     if fields.whole:
         stored.data = _rest(fields)
     elif fields.rest:

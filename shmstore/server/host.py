@@ -11,7 +11,6 @@ Rules:
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 from collections import deque
@@ -70,6 +69,7 @@ class Host:
         self._names = Names.of(self.options)
         self._warned = False
         self._left: deque[tuple[Owner, int]] = deque()  # the dead, and how many sessions they had
+        self._alive: set[Owner] = set()  # of one request, all of whose items are of one instant
         self._oldest_ns = 0  # who was written before, and is nobody's, goes; 0: nobody
         self.feed = Feed(self._table.base, self._table.lsn)
         self.pins = Pins(file.paths, file)
@@ -102,10 +102,11 @@ class Host:
             ValueError: The request gives something that no session has.
 
         """
+        self._alive.clear()
         context = Context(
             client,
             caller,
-            functools.partial(self._given, caller, set()),
+            self._given,
             clock.boot_ns(),
             clock.wall,
             self.options.max_session_bytes,
@@ -247,27 +248,24 @@ class Host:
             _log.exception("the version reached cannot be kept; the clock has to serve")
         self.file.unlink()
 
-    def _given(self, caller: Owner, alive: set[Owner], item: Item) -> Given:
-        """Return the owner that an item names, watched and alive; UNSET when it names none.
-
-        `alive` has those of the same request: all its items are of one instant.
-        """
+    def _given(self, item: Item, caller: Owner) -> Given:
+        """Return the owner that an item names, watched and alive; UNSET when it names none."""
         fields = item.default if isinstance(item, Increment) else item.fields  # type: ignore[union-attr]  # no delete comes here
         pid = UNSET if fields is None else fields.owner_pid
         if pid is None:
             return None
         if pid is UNSET:
             if isinstance(item, Create | Put | Increment) and not item.unowned:
-                self._look_once(caller, alive)
+                self._look_once(caller)
             return UNSET
         owner = caller if pid == caller.pid else self.watcher.watch(pid)
-        self._look_once(owner, alive)
+        self._look_once(owner)
         return owner
 
-    def _look_once(self, owner: Owner, alive: set[Owner]) -> None:
-        if owner not in alive:
+    def _look_once(self, owner: Owner) -> None:
+        if owner not in self._alive:
             self._require_alive(owner)
-            alive.add(owner)
+            self._alive.add(owner)
 
     def _require_alive(self, owner: Owner) -> None:
         if self._is_dead(owner):
@@ -276,6 +274,11 @@ class Host:
 
     def _is_dead(self, owner: Owner) -> bool:
         return self.watcher.life_of(owner) is Life.DEAD
+
+    @property
+    def has_chores(self) -> bool:
+        """Whether there is anything that `remove_some` may ever have to do."""
+        return bool(self._table.expiries.by_slot or self._left or self._oldest_ns)
 
     def expire(self, now_ns: int) -> None:
         """Delete every session whose time is over, before anybody is served."""

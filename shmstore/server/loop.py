@@ -100,14 +100,17 @@ class ManagerLoop:
     def serve(self) -> None:
         """Serve until the store has ended."""
         next_beat = time.monotonic()
-        actions = self._events.actions
+        actions, host, watching = self._events.actions, self._host, self._watchers.by_descriptor
         while not self._ended:
             now = time.monotonic()
             if now >= next_beat:
                 self._beat(now)
                 next_beat = now + config.HEARTBEAT_S
                 continue  # it may have ended the store
-            for descriptor, event in self._epoll.poll(self._wait_s(now, next_beat - now)):
+            wait_s = next_beat - now
+            if host.has_chores or watching:  # else no call for it: nearly always
+                wait_s = self._wait_s(now, wait_s)
+            for descriptor, event in self._epoll.poll(wait_s):
                 connection = self._connections.get(descriptor)
                 if connection is not None:
                     self._serve_client(connection, event)
@@ -178,7 +181,7 @@ class ManagerLoop:
     def _answer(self, connection: Connection, body: bytes) -> None:
         asked = messages.decode_asked(body)
         client, owner = connection.client, connection.owner
-        if self._watchers.has(connection):
+        if self._watchers.by_descriptor and self._watchers.has(connection):
             msg = "on a connection that watches nothing more is asked"
             raise ProtocolError(msg)
         if client is None or owner is None:

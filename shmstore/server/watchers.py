@@ -52,12 +52,15 @@ class Watchers:
         feed: What happens.
         drop: Lets go of a connection that is broken.
 
+    Attributes:
+        by_descriptor: Those that there are.
+
     """
 
     def __init__(self, feed: Feed, drop: Callable[[Connection], None]) -> None:
         self._feed = feed
         self._drop = drop
-        self._watchers: dict[int, _Watcher] = {}  # by descriptor
+        self.by_descriptor: dict[int, _Watcher] = {}
         self._told = feed.end
         self._last_s = 0.0
 
@@ -66,7 +69,7 @@ class Watchers:
         feed = self._feed
         missed = self._missed(watch)
         number = feed.end if missed or watch.since is None else feed.after(watch.since)
-        self._watchers[connection.socket.fileno()] = _Watcher(connection, watch, number)
+        self.by_descriptor[connection.socket.fileno()] = _Watcher(connection, watch, number)
         self._told = min(self._told, number)
         return Watching(watch.number, feed.base, feed.lsn, epoch, missed)
 
@@ -82,15 +85,15 @@ class Watchers:
 
     def discard(self, connection: Connection) -> None:
         """Forget a connection, if it watches."""
-        self._watchers.pop(connection.socket.fileno(), None)
+        self.by_descriptor.pop(connection.socket.fileno(), None)
 
     def has(self, connection: Connection) -> bool:
         """Say whether a connection watches."""
-        return connection.socket.fileno() in self._watchers
+        return connection.socket.fileno() in self.by_descriptor
 
     def pause_s(self, now_s: float) -> float | None:
         """Return how long to wait before telling what there is to tell; None: there is nothing."""
-        if self._told == self._feed.end or not self._watchers:
+        if self._told == self._feed.end or not self.by_descriptor:
             return None
         return max(0.0, self._last_s + config.FEED_PAUSE_S - now_s)
 
@@ -99,7 +102,7 @@ class Watchers:
         self._last_s = now_s
         made: _Made = {}
         told = self._feed.end
-        for watcher in list(self._watchers.values()):
+        for watcher in list(self.by_descriptor.values()):
             self._tell(watcher, epoll, made)
             if not watcher.connection.unsent:  # else `go_on` goes on with it
                 told = min(told, watcher.number)
@@ -107,7 +110,7 @@ class Watchers:
 
     def go_on(self, connection: Connection, epoll: select.epoll) -> None:
         """Go on with one who has taken all that was under way."""
-        watcher = self._watchers.get(connection.socket.fileno())
+        watcher = self.by_descriptor.get(connection.socket.fileno())
         if watcher is not None:
             self._tell(watcher, epoll, {})
             if not connection.unsent:

@@ -162,7 +162,7 @@ class _StatusesOfBatches(TableWriter):
     """Who is deleted in a batch keeps its status."""
 
     def _settle(self, change: Change, slot: int, now_ns: int) -> None:
-        status = self.statuses._of.get(slot)
+        status = self.statuses.by_slot.get(slot)
         super()._settle(change, slot, now_ns)
         self.statuses.set(slot, status)
 

@@ -456,7 +456,7 @@ def need_same_knowledge(writer: TableWriter, other: TableWriter) -> None:
     need(ends.by_slot == others.by_slot, f"ends: {ends.by_slot} and {others.by_slot}")
     need(ends.next_ns() == others.next_ns(), "the next end")
     has, its_own = writer.statuses, other.statuses
-    need(has._of == its_own._of, f"statuses: {has._of} and {its_own._of}")
+    need(has.by_slot == its_own.by_slot, f"statuses: {has.by_slot} and {its_own.by_slot}")
     need(has._slots == its_own._slots, f"slots of statuses: {has._slots} and {its_own._slots}")
     mine, its = sorted(writer._arena.extents()), sorted(other._arena.extents())
     need(mine == its, f"free lines: {mine} and {its}")
