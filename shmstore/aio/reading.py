@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import time
-from typing import TYPE_CHECKING
-
-from msgspec import UNSET, UnsetType
+from typing import TYPE_CHECKING, TypeVar
 
 from shmstore.errors import ManagerTimeoutError
 from shmstore.model import DataT
-from shmstore.proxy import SessionTableProxy
 from shmstore.starter import pause_s
-from shmstore.store.restoring import restore
 from shmstore.store.session_store import SessionStore
-from shmstore.store.writes import SessionTable
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     from shmstore.aio.proxy import AsyncTableProxy
     from shmstore.errors import SessionExistsError
-    from shmstore.model import Restored, Session
+    from shmstore.model import Session
     from shmstore.proxy import Start
     from shmstore.store.batch import Typed
     from shmstore.store.requests import Requests
-    from shmstore.store.restoring import Readable
     from shmstore.store.settings import Settings
     from shmstore.store.typed import TypedData, UntypedData
     from shmstore.wire.fields import Names
+
+_T = TypeVar("_T")
 
 
 class Reading(SessionStore[DataT]):
     """The reads of a store; its proxy has no connection.
 
-    `snapshot` and `restore` ask and wait. They have connections of their own, and are for threads.
+    What has to ask and wait is done `apart`, in a thread.
 
     Args:
         settings: The handle's.
@@ -86,23 +80,18 @@ class Reading(SessionStore[DataT]):
         """Return the sessions, the newest first."""
         return self._sessions()
 
-    def restore(
-        self,
-        source: str | os.PathLike[str] | Readable,
-        *,
-        owner_pid: int | UnsetType | None = UNSET,
-    ) -> Restored:
-        """Create the sessions of a file: as `SessionStore.restore`, by a proxy of this call's own.
+    def apart(self, work: Callable[[SessionStore[DataT]], _T]) -> _T:
+        """Do what asks and waits, with a store that blocks: same table, own connection.
 
-        So `close`, which the loop calls, waits for nothing that another thread does.
+        It is for a thread. `close`, which the loop calls meanwhile, neither ends it nor waits.
+
+        Raises:
+            StoreClosedError: This is closed.
+
         """
-        self._table.require_open()
-        settings = self._settings
-        proxy = SessionTableProxy(
-            settings.paths, timeout_s=settings.timeout_s, start=self.start_anew
-        )
-        with contextlib.closing(SessionTable(proxy, self._requests)) as table:
-            return restore(table, source, owner_pid, self._table.options)
+        with Reading[DataT](self._settings) as apart:
+            apart._table.stand_at(self._table)
+            return work(apart)
 
     async def attach(self, proxy: AsyncTableProxy, *, started: bool) -> None:
         """Come to a table whose manager answers; the proxy starts one if it may.

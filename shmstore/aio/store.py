@@ -21,6 +21,7 @@ from shmstore.aio.proxy import AsyncTableProxy
 from shmstore.aio.reading import Reading
 from shmstore.errors import ShmStoreError
 from shmstore.model import DataT, OwnerInfo, Page, Restored, Session, StoreStats
+from shmstore.store.session_store import SessionStore
 from shmstore.store.settings import check_timeout
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class AsyncSessionStore(AsyncCombined[DataT]):
 
         A thread asks for it and copies it. To be cancelled does not end that.
         """
-        return await self._in_thread(self._reading.snapshot)
+        return await self._in_thread(SessionStore.snapshot)
 
     async def restore(
         self,
@@ -176,17 +177,17 @@ class AsyncSessionStore(AsyncCombined[DataT]):
         A thread reads the file and creates them. To be cancelled does not end that, and what it
         creates stays; a file that is open for text is the thread's until then.
         """
-        return await self._in_thread(lambda: self._reading.restore(source, owner_pid=owner_pid))
+        return await self._in_thread(lambda store: store.restore(source, owner_pid=owner_pid))
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        """Let a thread do what would keep the loop; it has a connection of its own to the manager.
+    async def _in_thread(self, work: Callable[[SessionStore[DataT]], _T]) -> _T:
+        """Let a thread do what would keep the loop, with a store that blocks.
 
         Raises:
             RuntimeError: This handle belongs to another loop.
 
         """
         self._proxy.require_usable()
-        return await asyncio.to_thread(work)
+        return await asyncio.to_thread(self._reading.apart, work)
 
     # --- The store and this handle
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from shmstore.model import StoreOptions
+    from shmstore.store.session_store import SessionStore
     from shmstore.store.snapshot_file import Origin
-    from shmstore.store.writes import SessionTable
 
 _A_VERSION: Final = 1 << 61
 """As long, encoded, as every version that a table gives out: microseconds since 1970."""
@@ -63,7 +63,7 @@ class _Wanted(NamedTuple):
 
 
 def restore(
-    store: SessionTable[Any],
+    store: SessionStore[Any],
     source: str | os.PathLike[str] | Readable,
     owner_pid: int | UnsetType | None,
     options: StoreOptions,
@@ -134,7 +134,7 @@ def _require_fits(wanted: _Wanted, max_session_bytes: int) -> None:
         raise SessionTooLargeError(msg, size_bytes=size, max_bytes=max_session_bytes)
 
 
-def _create_all(store: SessionTable[Any], wanted: list[_Wanted], unowned: list[str]) -> Restored:
+def _create_all(store: SessionStore[Any], wanted: list[_Wanted], unowned: list[str]) -> Restored:
     """Create them in as few round trips as may be. An error leaves those that were created."""
     created = 0
     existing: list[str] = []
@@ -155,7 +155,7 @@ def _create_all(store: SessionTable[Any], wanted: list[_Wanted], unowned: list[s
     return Restored(created, tuple(existing), tuple(unowned))
 
 
-def _outcomes(store: SessionTable[Any], wanted: list[_Wanted]) -> list[object]:
+def _outcomes(store: SessionStore[Any], wanted: list[_Wanted]) -> list[object]:
     """Return what came of each: a session, or an error."""
     mappings = [{**each.saved.data, **each.saved.fields, "owner_pid": each.pid} for each in wanted]
     try:
@@ -166,7 +166,7 @@ def _outcomes(store: SessionTable[Any], wanted: list[_Wanted]) -> list[object]:
         return error.outcomes
 
 
-def _kept(store: SessionTable[Any], session: Session, owner: Owner) -> bool:
+def _kept(store: SessionStore[Any], session: Session, owner: Owner) -> bool:
     """Say whether a session was given to its very owner; if that is not certain, delete it.
 
     The store gives it to whoever has the pid. If the owner runs now, it had the pid all the while.
