@@ -283,6 +283,8 @@ class TestTypes:
                 told = [await anext(watcher) for _ in range(2)]
                 assert [event.session for event in told] == [made, changed.result]
                 assert [event.before for event in told] == [None, made]
+                typed = [event.session.data for event in told if event.session is not None]
+                assert typed == [Job(1), Job(1, "fast")]
                 assert await opened.wait_for("A", lambda s: s is not None) == changed.result
                 store.update("A", speed="very")
                 with pytest.raises(SessionDecodeError) as caught:
@@ -300,10 +302,12 @@ class TestTypes:
                 await opened.create(code="A", speed=3, status="connected")
                 with pytest.raises(VersionConflictError) as conflict:
                     await opened.update("A", speed=4, if_version=1)
-                assert conflict.value.session == opened["A"]
+                assert conflict.value.session is not None
+                assert conflict.value.session.data == Job(3)
                 with pytest.raises(AlreadyClaimedError) as claimed:
                     await opened.claim("A")
-                assert claimed.value.session == opened["A"]
+                assert claimed.value.session is not None
+                assert claimed.value.session.data == Job(3)
                 store.replace("A", speed="x")
                 with pytest.raises(VersionConflictError) as conflict:
                     await opened.update("A", speed=4, if_version=1)
