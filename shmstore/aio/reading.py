@@ -90,7 +90,11 @@ class Reading(SessionStore[DataT]):
 
         """
         with Reading[DataT](self._settings) as apart:
-            apart._table.stand_at(self._table)
+            table = apart._table
+            table.attach_again()  # for its options
+            # Where this one stands, and nowhere else: a store that was stopped is not started anew.
+            table.reader = self._table.reader
+            table.require_open()
             return work(apart)
 
     async def attach(self, proxy: AsyncTableProxy, *, started: bool) -> None:

@@ -200,16 +200,6 @@ class FollowedTable:
         launch = Launch(settings.name, settings.directory, settings.options)
         return starter.start(launch, deadline_s)
 
-    def stand_at(self, other: FollowedTable) -> None:
-        """Come to the table at which another view of the same store stands.
-
-        Raises:
-            StoreClosedError: That one is closed.
-
-        """
-        self._options, self.reader = other.options, other.reader
-        self.require_open()
-
     def require_open(self) -> None:
         """Refuse what begins after `close`, and reads nothing of this table itself.
 
