@@ -623,6 +623,21 @@ class TestRestore:
             with pytest.raises(StoreFullError):
                 store.restore(store_dir / "file")
 
+    def test_of_declared_names(self, store_dir: Path) -> None:
+        """A store restores what it declares, and another refuses it before anything is created."""
+        with shmstore.open(
+            "s", directory=store_dir, statuses=("queued",), directions=("up",)
+        ) as store:
+            store.create(code="A", owner_pid=None, status="queued", direction="up")
+            text = text_of(store.snapshot())
+            store.clear()
+            assert store.restore(io.StringIO(text)) == Restored(1)
+            assert (store["A"].status, store["A"].direction) == ("queued", "up")
+        with shmstore.open("t", directory=store_dir) as other:
+            with pytest.raises(ValueError, match=r"line 2 .*status is one of .* not 'queued'"):
+                other.restore(io.StringIO(text))
+            assert len(other) == 0
+
     def test_of_what_is_too_large(self, store_dir: Path, children: Children) -> None:
         """To the byte as the store would say it, before anything is created."""
         serve_in_fork(children, store_dir, options=StoreOptions(max_session_bytes=1000))

@@ -36,6 +36,7 @@ LONG_MODULES: Final = {
     "model.py": "one public struct after the other: more docstring than code",
     "operations/meaning.py": "one short function for each operation",
     "proxy.py": "one exchange, and all that can go wrong in it",
+    "server/host.py": "whatever changes the table, in one place",
     "server/loop.py": "what a client may do, and what comes of it",
     "store/batch.py": "a signature for each write, as the store's own",
     "store/watching.py": "one watcher, and all that can happen to it",

@@ -12,7 +12,8 @@ from typing import Any, TypedDict, assert_type
 import msgspec
 
 import shmstore
-from shmstore import Session, SessionStore
+from shmstore import Session, SessionStore, aio
+from shmstore.aio import AsyncSessionStore
 
 
 class Job(msgspec.Struct):
@@ -54,6 +55,24 @@ def a_typed_store() -> None:
         assert_type(session, Session[Job])
 
 
+async def an_awaited_store() -> None:
+    """As the store that blocks: read at once, written by awaiting."""
+    async with aio.open("jobs", data_type=Job, timeout_s=1.0, statuses=("queued",)) as store:
+        assert_type(store, AsyncSessionStore[Job])
+        assert_type(await store.create(data=Job(speed=3)), Session[Job])
+        assert_type(await store.claim("A", speed=4), Session[Job])
+        assert_type(store["A"].data.speed, int)
+        assert_type(store.get("A", 0), Session[Job] | int)
+        assert_type(store.list_active(limit=3), list[Session[Job]])
+        assert_type(await store.create_many([]), list[Session[Job]])
+        assert_type(await store.wait_for("A", bool), Session[Job] | None)
+        async with store.scoped(speed=3) as session:
+            assert_type(session, Session[Job])
+        await store.modify("A", lambda s: {"speed": s.data.speed + 1})
+    assert_type(await aio.open("t"), AsyncSessionStore)
+    assert_type((await aio.open("t"))["A"].data, Mapping[str, Any])
+
+
 def other_types() -> None:
     """Dataclasses and TypedDicts are as good as structs."""
     assert_type(shmstore.open("p", data_type=Place)["A"].data.town, str)
@@ -88,4 +107,5 @@ def mistakes() -> None:
     untyped: SessionStore = store  # type: ignore[assignment]  # nor is a store of them
     untyped.close()
     shmstore.open("jobs", data_type=Job(3))  # type: ignore[call-overload]  # not a type
+    aio.open("jobs", data_type=Job(3))  # type: ignore[call-overload]  # nor here
     shmstore.open("jobs", statuses="queued")  # type: ignore[call-overload]  # not a tuple

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, overload
 
 from msgspec import UNSET, UnsetType
 
 from shmstore.aio.store import AsyncSessionStore
+from shmstore.model import DataT
 from shmstore.store.settings import settings_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from types import TracebackType
+    from typing import Unpack
 
+    from shmstore.model import TypeOf
+    from shmstore.store.opening import Options
     from shmstore.store.settings import Settings
 
 
-class Opening:
+class Opening(Generic[DataT]):
     """A store that is about to be opened: `await` it, or enter it by `async with`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._opened: AsyncSessionStore | None = None
+        self._opened: AsyncSessionStore[DataT] | None = None
 
-    def __await__(self) -> Generator[object, None, AsyncSessionStore]:
+    def __await__(self) -> Generator[object, None, AsyncSessionStore[DataT]]:
         """Open the store, and return the handle; who awaits it closes it."""
-        return AsyncSessionStore.attached(self._settings).__await__()
+        return AsyncSessionStore[DataT].attached(self._settings).__await__()
 
-    async def __aenter__(self) -> AsyncSessionStore:
+    async def __aenter__(self) -> AsyncSessionStore[DataT]:
         """Open the store, and return the handle."""
         if self._opened is not None:
             msg = "this open is entered already: each block has an open of its own"
@@ -48,9 +52,36 @@ class Opening:
             await opened.close()
 
 
+@overload
+def open(  # noqa: A001  # the same
+    name: str,
+    *,
+    data_type: TypeOf[DataT],
+    start: bool = True,
+    directory: str | os.PathLike[str] | None = None,
+    owned: bool | None = None,
+    timeout_s: float | None = None,
+    cache_max_count: int | None = None,
+    code_factory: Callable[[], str] | None = None,
+    **options: Unpack[Options],
+) -> Opening[DataT]: ...
+@overload
+def open(  # noqa: A001  # the same
+    name: str,
+    *,
+    data_type: None = None,
+    start: bool = True,
+    directory: str | os.PathLike[str] | None = None,
+    owned: bool | None = None,
+    timeout_s: float | None = None,
+    cache_max_count: int | None = None,
+    code_factory: Callable[[], str] | None = None,
+    **options: Unpack[Options],
+) -> Opening: ...
 def open(  # noqa: A001  # used as aio.open
     name: str,
     *,
+    data_type: Any = None,
     start: bool = True,
     directory: str | os.PathLike[str] | None = None,
     owned: bool | None = None,
@@ -61,7 +92,12 @@ def open(  # noqa: A001  # used as aio.open
     unowned_max_age_s: float | UnsetType | None = UNSET,
     idle_timeout_s: float | UnsetType = UNSET,
     sweep_interval_s: float | UnsetType = UNSET,
-) -> Opening:
+    statuses: tuple[str, ...] | UnsetType = UNSET,
+    directions: tuple[str, ...] | UnsetType = UNSET,
+    code_length: int | UnsetType = UNSET,
+    alphabet: str | UnsetType = UNSET,
+    code_factory: Callable[[], str] | None = None,
+) -> Opening[Any]:
     """Attach to the store of this name, and start its manager when none runs.
 
     To be awaited, which returns an AsyncSessionStore, or entered, which closes it at the end:
@@ -74,6 +110,7 @@ def open(  # noqa: A001  # used as aio.open
     return Opening(
         settings_of(
             name,
+            data_type=data_type,
             start=start,
             directory=directory,
             owned=owned,
@@ -84,5 +121,10 @@ def open(  # noqa: A001  # used as aio.open
             unowned_max_age_s=unowned_max_age_s,
             idle_timeout_s=idle_timeout_s,
             sweep_interval_s=sweep_interval_s,
+            statuses=statuses,
+            directions=directions,
+            code_length=code_length,
+            alphabet=alphabet,
+            code_factory=code_factory,
         )
     )

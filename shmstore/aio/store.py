@@ -5,43 +5,39 @@ Rules:
 - A read is a plain call and stays in this process: it is the same closure, over the same cache, as
   a SessionStore's.
 - A write, and whatever else asks the manager, is awaited. Nothing here blocks the loop; a manager
-  is started in a thread.
+  is started in a thread, and a snapshot and a restore, which work for long, are done in one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, NoReturn, Self, TypeVar, Unpack, overload
 
 from msgspec import UNSET, UnsetType
 
-from shmstore import config
+from shmstore.aio.combined import AsyncCombined
 from shmstore.aio.proxy import AsyncTableProxy
 from shmstore.aio.reading import Reading
-from shmstore.aio.watching import wait_for
-from shmstore.aio.writes import AsyncSessionTable
-from shmstore.errors import (
-    SessionNotFoundError,
-    ShmStoreError,
-    StoreNotRunningError,
-    VersionConflictError,
-)
-from shmstore.store.batch import Gathered
-from shmstore.store.described import described, fits
+from shmstore.errors import ShmStoreError
+from shmstore.model import DataT, OwnerInfo, Page, Restored, Session, StoreStats
+from shmstore.store.session_store import SessionStore
 from shmstore.store.settings import check_timeout
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+    import os
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
-    from shmstore.model import Session, StoreStats
+    from shmstore.store.queries import Narrowing
+    from shmstore.store.restoring import Readable
     from shmstore.store.settings import Settings
+    from shmstore.store.snapshot import Snapshot
 
 _T = TypeVar("_T")
 
 
-class AsyncSessionStore(AsyncSessionTable):
+class AsyncSessionStore(AsyncCombined[DataT]):
     """A handle of a store in an event loop: plain reads, awaited writes.
 
     Made by `aio.open`. Belongs to the loop in which it was opened: its writes in another one are a
@@ -53,16 +49,16 @@ class AsyncSessionStore(AsyncSessionTable):
     def __init__(self, settings: Settings) -> None:
         """Use `aio.open`."""
         self._settings = settings
-        self._reading = Reading(settings)
+        reading: Reading[DataT] = Reading(settings)
         proxy = AsyncTableProxy(
-            settings.paths, timeout_s=settings.timeout_s, start=self._reading.start_anew
+            settings.paths, timeout_s=settings.timeout_s, start=reading.start_anew
         )
-        super().__init__(proxy, self._reading.requests, self._reading.make_code)
-        self._reading.on_abandoned = self._revive_meanwhile
+        super().__init__(proxy, reading)
+        reading.on_abandoned = self._revive_meanwhile
         self._reviving: asyncio.Task[None] | None = None
         # The reader's own closure; a subclass's own get stays.
         if type(self).get is AsyncSessionStore.get:
-            self.__dict__["get"] = self._reading.get
+            self.__dict__["get"] = reading.get
 
     @classmethod
     async def attached(cls, settings: Settings) -> Self:
@@ -78,14 +74,14 @@ class AsyncSessionStore(AsyncSessionTable):
     # --- Reads: plain calls
 
     @overload
-    def get(self, code: str) -> Session | None: ...
+    def get(self, code: str) -> Session[DataT] | None: ...
     @overload
-    def get(self, code: str, default: _T) -> Session | _T: ...
+    def get(self, code: str, default: _T) -> Session[DataT] | _T: ...
     def get(self, code: str, default: object = None) -> object:
         """Return the session of this code, or `default`: as `SessionStore.get`, a plain call."""
         return self._reading.get(code, default)
 
-    def __getitem__(self, code: str) -> Session:
+    def __getitem__(self, code: str) -> Session[DataT]:
         """Return the session of this code, or raise SessionNotFoundError."""
         session = self.get(code)
         return self._reading[code] if session is None else session
@@ -102,9 +98,12 @@ class AsyncSessionStore(AsyncSessionTable):
         """Return how many sessions there are."""
         return len(self._reading)
 
-    def count_active(self) -> int:
-        """Return how many sessions there are, by one look: as `SessionStore.count_active`."""
-        return self._reading.count_active()
+    def count_active(self, **filters: Unpack[Narrowing]) -> int:
+        """Return how many sessions there are, by one look: as `SessionStore.count_active`.
+
+        With filters it is how many `list_active` would return, at its price.
+        """
+        return self._reading.count_active(**filters)
 
     def list_active(
         self,
@@ -112,17 +111,45 @@ class AsyncSessionStore(AsyncSessionTable):
         owner_pid: int | UnsetType | None = UNSET,
         status: str | UnsetType = UNSET,
         direction: str | UnsetType | None = UNSET,
+        prefix: str | None = None,
+        older_than_s: float | None = None,
+        newer_than_s: float | None = None,
+        where: Callable[[Session], object] | None = None,
         limit: int | None = None,
-    ) -> list[Session]:
+    ) -> list[Session[DataT]]:
         """Return the sessions, newest first: as `SessionStore.list_active`, a plain call.
 
         A manager that is found to be gone is started meanwhile; this does not wait for it.
         """
         return self._reading.list_active(
-            owner_pid=owner_pid, status=status, direction=direction, limit=limit
+            owner_pid=owner_pid,
+            status=status,
+            direction=direction,
+            prefix=prefix,
+            older_than_s=older_than_s,
+            newer_than_s=newer_than_s,
+            where=where,
+            limit=limit,
         )
 
-    def get_many(self, codes: Iterable[str]) -> dict[str, Session]:
+    def page(
+        self, *, limit: int = 100, cursor: str | None = None, **filters: Unpack[Narrowing]
+    ) -> Page:
+        """Return some of the sessions, and a cursor: as `SessionStore.page`, a plain call."""
+        return self._reading.page(limit=limit, cursor=cursor, **filters)
+
+    def pages(self, *, limit: int = 100, **filters: Unpack[Narrowing]) -> Iterator[Page]:
+        """Iterate over all pages: as `SessionStore.pages`, by a plain `for`.
+
+        Each page is looked up when it is asked for; in between the loop may go on.
+        """
+        return self._reading.pages(limit=limit, **filters)
+
+    def owners(self) -> list[OwnerInfo]:
+        """Return the processes that own sessions: as `SessionStore.owners`, a plain call."""
+        return self._reading.owners()
+
+    def get_many(self, codes: Iterable[str]) -> dict[str, Session[DataT]]:
         """Return the sessions of these codes that there are, by code; a plain call."""
         return self._reading.get_many(codes)
 
@@ -130,93 +157,37 @@ class AsyncSessionStore(AsyncSessionTable):
         """Return the store's figures, from the table's header: a plain call."""
         return self._reading.stats()
 
-    # --- Reads and writes that follow from them
+    # --- What asks the manager, and works for long
 
-    async def modify(
-        self,
-        code: str,
-        change: Callable[[Session], Mapping[str, Any] | None],
-        *,
-        timeout_s: float | None = None,
-    ) -> Session:
-        """Change a session by what it is: as `SessionStore.modify`, awaited.
+    async def snapshot(self) -> Snapshot:
+        """Return all sessions as of exactly one instant: as `SessionStore.snapshot`, awaited.
 
-        `change` is a plain function, called once for each try. It may not be asynchronous: the
-        longer it takes from the read to the write, the more often others come in between.
+        A thread asks for it and copies it. To be cancelled does not end that.
         """
-        attempts = config.MODIFY_ATTEMPTS_MAX
-        while True:
-            attempts -= 1
-            session = self.get(code)
-            if session is None:
-                msg = f"there is no session {code!r} to modify"
-                raise SessionNotFoundError(msg, code=code)
-            changes = change(session)
-            if changes is None:
-                return session
-            try:
-                return await self.update(
-                    code, changes, if_version=session.version, timeout_s=timeout_s
-                )
-            except VersionConflictError:
-                if not attempts:
-                    raise
+        return await self._in_thread(SessionStore.snapshot)
 
-    @contextlib.asynccontextmanager
-    async def scoped(
-        self, mapping: Mapping[str, Any] | None = None, /, **fields: Any
-    ) -> AsyncIterator[Session]:
-        """Create a session, and delete that very session at the end of the block.
-
-        As `SessionStore.scoped`, by `async with`. A block that is cancelled deletes it all the
-        same. To be cancelled while it is created, or once more while it is deleted, may leave it
-        until this process ends.
-        """
-        session = await self.create(mapping, **fields)
-        try:
-            yield session
-        finally:
-            with contextlib.suppress(VersionConflictError, StoreNotRunningError):
-                await self.delete(session.code, if_created=session.created_version)
-
-    async def delete_where(
+    async def restore(
         self,
+        source: str | os.PathLike[str] | Readable,
         *,
         owner_pid: int | UnsetType | None = UNSET,
-        status: str | None = None,
-        direction: str | UnsetType | None = UNSET,
-        prefix: str = "",
-        older_than_s: float | None = None,
-        where: Callable[[Session], object] | None = None,
-        timeout_s: float | None = None,
-    ) -> int:
-        """Delete every session that is as described: as `SessionStore.delete_where`, awaited."""
-        if where is None:
-            return await super().delete_where(
-                owner_pid=owner_pid,
-                status=status,
-                direction=direction,
-                prefix=prefix,
-                older_than_s=older_than_s,
-                timeout_s=timeout_s,
-            )
-        request = described(owner_pid, status, direction, prefix, older_than_s)
-        found = [s for s in self._reading.sessions() if fits(request, s) and where(s)]
-        gathered = Gathered(self._make_code, atomic=False)
-        for session in found:
-            gathered.add(self._requests.delete(session.code, if_version=session.version))
-        await self._run(gathered, timeout_s)
-        return sum(outcome is True for outcome in gathered.outcomes())
+    ) -> Restored:
+        """Create the sessions that a snapshot has written: as `SessionStore.restore`, awaited.
 
-    async def wait_for(
-        self,
-        code: str,
-        condition: Callable[[Session | None], object],
-        timeout_s: float | None = None,
-    ) -> Session | None:
-        """Wait until a condition holds for a session: as `SessionStore.wait_for`, awaited."""
-        async with self.watch(code=code) as watcher:
-            return await wait_for(watcher, code, self.get, condition, timeout_s)
+        A thread reads the file and creates them. To be cancelled does not end that, and what it
+        creates stays; a file that is open for text is the thread's until then.
+        """
+        return await self._in_thread(lambda store: store.restore(source, owner_pid=owner_pid))
+
+    async def _in_thread(self, work: Callable[[SessionStore[DataT]], _T]) -> _T:
+        """Let a thread do what would keep the loop, with a store that blocks.
+
+        Raises:
+            RuntimeError: This handle belongs to another loop.
+
+        """
+        self._proxy.require_usable()
+        return await asyncio.to_thread(self._reading.apart, work)
 
     # --- The store and this handle
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Final, Self
 from shmstore import config
 from shmstore._os import clock, process
 from shmstore.errors import ManagerTimeoutError, WaitTimeoutError
+from shmstore.store.watching import FIND_AGAIN_S, is_later
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
     from shmstore.aio.proxy import AsyncStream, AsyncTableProxy
-    from shmstore.model import Event, Session
+    from shmstore.model import DataT, Event, Session
     from shmstore.store.watching import Following
 
 _NS: Final = 1_000_000_000
@@ -56,7 +57,8 @@ class AsyncWatcher:
             timeout_s: How long; None: for ever.
 
         Returns:
-            The event; None when none came in that time, or the watcher is closed.
+            The event; None when none came in that time, or the watcher is closed. When the manager
+            has to be found again it may take half a second longer.
 
         Raises:
             StoreNotRunningError: The store was stopped.
@@ -86,6 +88,11 @@ class AsyncWatcher:
         self._closed = True
         self._disconnect()
 
+    @property
+    def base(self) -> int:
+        """The id of the table whose events these are: a version is this and an LSN."""
+        return self._following.base
+
     async def aclose(self) -> None:
         """End it: close, as asynchronous generators name it."""
         self.close()
@@ -94,7 +101,7 @@ class AsyncWatcher:
         if self._generation != process.fork_generation:  # a parent's: it would take its events
             self._generation, self._stream = process.fork_generation, None
         if self._stream is None:
-            left_s = (deadline_ns - clock.boot_ns()) / _NS
+            left_s = max(FIND_AGAIN_S, (deadline_ns - clock.boot_ns()) / _NS)
             await self._connect(self._proxy.at_most_s(left_s))
         assert self._stream is not None, "connected just now"
         return self._stream
@@ -131,10 +138,10 @@ class AsyncWatcher:
 async def wait_for(
     watcher: AsyncWatcher,
     code: str,
-    read: Callable[[str], Session | None],
-    condition: Callable[[Session | None], object],
+    read: Callable[[str], Session[DataT] | None],
+    condition: Callable[[Session[DataT] | None], object],
     timeout_s: float | None,
-) -> Session | None:
+) -> Session[DataT] | None:
     """Return the first state of a session for which a condition holds.
 
     Raises:
@@ -144,9 +151,25 @@ async def wait_for(
     deadline_s = time.monotonic() + (config.SECONDS_MAX if timeout_s is None else timeout_s)
     session = read(code)
     while not condition(session):
+        session = await _next_state(watcher, code, read, session, timeout_s, deadline_s)
+    return session
+
+
+async def _next_state(
+    watcher: AsyncWatcher,
+    code: str,
+    read: Callable[[str], Session[DataT] | None],
+    session: Session[DataT] | None,
+    timeout_s: float | None,
+    deadline_s: float,
+) -> Session[DataT] | None:
+    """Return what comes after a state that was read, or told."""
+    while True:
         event = await watcher.next(max(0.0, deadline_s - time.monotonic()))
         if event is None:
             msg = f"session {code!r} did not come to what was waited for in {timeout_s} s"
             raise WaitTimeoutError(msg, code=code, timeout_s=timeout_s or 0.0)
-        session = event.session if event.code else read(code)
-    return session
+        if not event.code:  # something was lost: what is there now, says the table
+            return read(code)
+        if is_later(event, session, watcher.base):
+            return event.session

@@ -11,7 +11,7 @@ from shmstore import config
 from shmstore.errors import SessionNotFoundError, StoreNotRunningError, VersionConflictError
 from shmstore.model import DataT
 from shmstore.store.batch import Gathered
-from shmstore.store.described import described, fits
+from shmstore.store.described import deleted_count, described, fits
 from shmstore.store.watching import wait_for
 from shmstore.store.writes import SessionTable, refuse_one
 
@@ -144,11 +144,7 @@ class Combined(SessionTable[DataT]):
         for session in found:
             gathered.add(self._requests.delete(session.code, if_version=session.version))
         self._run(gathered, timeout_s)
-        outcomes = gathered.outcomes()
-        for outcome in outcomes:
-            if isinstance(outcome, Exception) and not isinstance(outcome, VersionConflictError):
-                raise outcome
-        return sum(outcome is True for outcome in outcomes)
+        return deleted_count(gathered.outcomes())
 
     def wait_for(
         self,

@@ -9,10 +9,13 @@ from msgspec import UNSET, UnsetType
 
 from shmstore import config
 from shmstore._os import clock
+from shmstore.errors import VersionConflictError
 from shmstore.wire.fields import BUILT_IN, Fields, Names, check_field, check_names
 from shmstore.wire.messages import HEAD, DeleteWhere
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from shmstore.model import Session
 
 
@@ -68,3 +71,18 @@ def fits(request: DeleteWhere, session: Session[Any]) -> bool:
         and session.code.startswith(request.prefix)
         and (request.created_before is None or session.created_at < request.created_before)
     )
+
+
+def deleted_count(outcomes: Iterable[object]) -> int:
+    """Return how many there were of those that were to be deleted unless they had changed.
+
+    Raises:
+        ShmStoreError: One could not be deleted, for another reason than that.
+
+    """
+    count = 0
+    for outcome in outcomes:
+        if isinstance(outcome, Exception) and not isinstance(outcome, VersionConflictError):
+            raise outcome
+        count += outcome is True
+    return count

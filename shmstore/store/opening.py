@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from shmstore.model import DataT, TypeOf
 
 
-class _Options(TypedDict, total=False):
+class Options(TypedDict, total=False):
     """The store's options, for those who check types: `open` has each by its name."""
 
     map_size_bytes: int | UnsetType
@@ -42,7 +42,7 @@ def open(  # noqa: A001  # the same
     timeout_s: float | None = None,
     cache_max_count: int | None = None,
     code_factory: Callable[[], str] | None = None,
-    **options: Unpack[_Options],
+    **options: Unpack[Options],
 ) -> SessionStore[DataT]: ...
 @overload
 def open(  # noqa: A001  # the same
@@ -55,7 +55,7 @@ def open(  # noqa: A001  # the same
     timeout_s: float | None = None,
     cache_max_count: int | None = None,
     code_factory: Callable[[], str] | None = None,
-    **options: Unpack[_Options],
+    **options: Unpack[Options],
 ) -> SessionStore: ...
 def open(  # noqa: A001  # used as shmstore.open
     name: str,

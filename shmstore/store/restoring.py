@@ -22,11 +22,13 @@ from shmstore.model import Owner, Restored, Session
 from shmstore.store import snapshot_file
 from shmstore.store.snapshot_file import Saved
 from shmstore.wire import fields as wire_fields
+from shmstore.wire.fields import Names
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
 
+    from shmstore.model import StoreOptions
     from shmstore.store.session_store import SessionStore
     from shmstore.store.snapshot_file import Origin
 
@@ -64,23 +66,23 @@ def restore(
     store: SessionStore[Any],
     source: str | os.PathLike[str] | Readable,
     owner_pid: int | UnsetType | None,
-    max_session_bytes: int,
+    options: StoreOptions,
 ) -> Restored:
     """Create the sessions of a file; see SessionStore.restore."""
     if owner_pid is not UNSET:
         wire_fields.gather({"owner_pid": owner_pid}, {}, None)
-    origin, sessions = _read(source)
+    origin, sessions = _read(source, Names.of(options))
     wanted, unowned = _with_owners(origin, sessions, owner_pid)
     for each in wanted:
-        _require_fits(each, max_session_bytes)
+        _require_fits(each, options.max_session_bytes)
     return _create_all(store, wanted, unowned)
 
 
-def _read(source: str | os.PathLike[str] | Readable) -> tuple[Origin, list[Saved]]:
+def _read(source: str | os.PathLike[str] | Readable, names: Names) -> tuple[Origin, list[Saved]]:
     if isinstance(source, Readable):
-        return snapshot_file.read(source)
+        return snapshot_file.read(source, names)
     with Path(source).open("rb") as lines:
-        return snapshot_file.read(lines)
+        return snapshot_file.read(lines, names)
 
 
 def _with_owners(

@@ -354,8 +354,7 @@ class SessionStore(Combined[DataT]):
 
         """
         self._table.require_open()
-        options = header.options_of(self._table.reader.view)
-        return restore(self, source, owner_pid, options.max_session_bytes)
+        return restore(self, source, owner_pid, header.options_of(self._table.reader.view))
 
     def stats(self) -> StoreStats:
         """Return the store's figures, from the table's header: the manager is not asked.

@@ -14,6 +14,7 @@ import msgspec
 from shmstore.model import Owner
 from shmstore.store.json_values import from_json, to_json
 from shmstore.wire import fields as wire_fields
+from shmstore.wire.fields import BUILT_IN, Names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -129,11 +130,12 @@ def _line_of(session: Session, owner: Owner | None) -> _Line:
 # --- Reading
 
 
-def read(lines: Iterable[bytes | str]) -> tuple[Origin, list[Saved]]:
+def read(lines: Iterable[bytes | str], names: Names = BUILT_IN) -> tuple[Origin, list[Saved]]:
     """Return what a file holds, all of it checked.
 
     Args:
         lines: The file's, with or without their ends.
+        names: The statuses and directions that its sessions may have.
 
     Raises:
         ValueError: A line is none of a snapshot; with its number, and the reason.
@@ -145,7 +147,7 @@ def read(lines: Iterable[bytes | str]) -> tuple[Origin, list[Saved]]:
     saved: list[Saved] = []
     seen: dict[str, int] = {}
     for number, line in numbered:
-        session = _saved(number, line)
+        session = _saved(number, line, names)
         if session.code in seen:
             raise bad_line(number, f"code {session.code!r} stands in line {seen[session.code]} too")
         seen[session.code] = number
@@ -191,7 +193,7 @@ def _origin(number: int, line: bytes | str) -> Origin:
         raise bad_line(number, error) from None
 
 
-def _saved(number: int, line: bytes | str) -> Saved:
+def _saved(number: int, line: bytes | str, names: Names) -> Saved:
     try:
         found = _decode_line(line)
         fields = {
@@ -204,7 +206,7 @@ def _saved(number: int, line: bytes | str) -> Saved:
             "receiver_info": from_json(found.receiver_info),
         }
         data = from_json(found.data)
-        wire_fields.gather(fields, {}, data)
+        wire_fields.gather(fields, {}, data, names)
     except _UNREADABLE as error:
         raise bad_line(number, error) from None
     owner = found.owner

@@ -15,7 +15,17 @@ import contextlib
 import functools
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NotRequired, Required, TypeVar, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    NotRequired,
+    Required,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+)
 from typing import get_type_hints as hints_of
 
 import msgspec
@@ -32,6 +42,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from shmstore.model import Session
+
+Conflict: TypeAlias = VersionConflictError | AlreadyClaimedError
+CONFLICTS: Final = (VersionConflictError, AlreadyClaimedError)
+"""Errors that have the present session."""
 
 _PLACE: Final = re.compile(r"(.*) - at (?:`key` in )?`\$(.*)`", re.DOTALL)
 """How msgspec says what is wrong, and where."""
@@ -61,6 +75,9 @@ class UntypedData:
     def answered(self, ask: Callable[[], Session]) -> Session[Any]:
         """Return what a write is answered."""
         return ask()
+
+    def conflicting(self, error: Conflict) -> None:
+        """Leave the present session as it is."""
 
 
 class TypedData:
@@ -104,12 +121,16 @@ class TypedData:
         """
         try:
             return self.session(ask())
-        except (VersionConflictError, AlreadyClaimedError) as error:
-            if error.session is not None:
-                # What is no data of the type stays a mapping: it is the conflict that counts.
-                with contextlib.suppress(SessionDecodeError):
-                    error.session = self.session(error.session)
+        except CONFLICTS as error:
+            self.conflicting(error)
             raise
+
+    def conflicting(self, error: Conflict) -> None:
+        """Give the present session, which an error has, data of the type."""
+        if error.session is not None:
+            # What is no data of the type stays a mapping: it is the conflict that counts.
+            with contextlib.suppress(SessionDecodeError):
+                error.session = self.session(error.session)
 
     def session(self, session: Session) -> Session[Any]:
         """Return a session with data of the type.

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _NS: Final = 1_000_000_000
 
-_FIND_AGAIN_S: Final = 0.5
+FIND_AGAIN_S: Final = 0.5
 """How long at least is looked for a manager that went away, by one who would not wait at all."""
 
 
@@ -233,7 +233,7 @@ class Watcher:
             self._disconnect()
             self._generation = process.fork_generation
         if self._stream is None:
-            left_s = max(_FIND_AGAIN_S, (deadline_ns - clock.boot_ns()) / _NS)
+            left_s = max(FIND_AGAIN_S, (deadline_ns - clock.boot_ns()) / _NS)
             try:
                 self._connect(min(left_s, self._proxy.timeout_s))
             except ManagerTimeoutError:
@@ -302,5 +302,17 @@ def _next_state(
             raise WaitTimeoutError(msg, code=code, timeout_s=timeout_s or 0.0)
         if not event.code:  # something was lost: what is there now, says the table
             return read(code)
-        if session is None or event.lsn > session.version - watcher.base:
+        if is_later(event, session, watcher.base):
             return event.session
+
+
+def is_later(event: Event, session: Session[Any] | None, base: int) -> bool:
+    """Say whether an event is of after a state that was read; what is not there has no version.
+
+    Args:
+        event: What was told.
+        session: What was read.
+        base: The id of the table whose event it is.
+
+    """
+    return session is None or event.lsn > session.version - base

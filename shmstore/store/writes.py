@@ -461,9 +461,7 @@ class SessionTable(Generic[DataT]):
 
     def delete_owned(self, owner_pid: int, *, timeout_s: float | None = None) -> int:
         """Delete every session of a process, all at once, and return how many there were."""
-        if owner_pid is None:
-            msg = "delete_owned takes a process id; those of nobody: delete_where(owner_pid=None)"
-            raise TypeError(msg)
+        require_owner(owner_pid)
         return self.delete_where(owner_pid=owner_pid, timeout_s=timeout_s)
 
     def clear(self, *, timeout_s: float | None = None) -> int:
@@ -641,6 +639,13 @@ class SessionTable(Generic[DataT]):
     def _all_taken(self, last: SessionExistsError) -> SessionExistsError:
         """Return the error that no code could be made up."""
         return last
+
+
+def require_owner(owner_pid: object) -> None:
+    """Refuse nobody in the place of a process."""
+    if owner_pid is None:
+        msg = "delete_owned takes a process id; those of nobody: delete_where(owner_pid=None)"
+        raise TypeError(msg)
 
 
 def refuse_one(codes: object) -> None:

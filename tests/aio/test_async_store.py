@@ -48,7 +48,9 @@ SHORT_S: Final = 0.1
 NOT_FOR_LOOPS: Final = {"start_link", "child_spec"}
 """They start a process of the caller's own, and are called before there is a loop."""
 
-PLAIN: Final = {"get", "list_active", "count_active", "stats", "get_many", "name", "watch"}
+PLAIN: Final = {"get", "list_active", "count_active", "stats", "get_many", "name", "watch"} | {
+    *("page", "pages", "owners")
+}
 
 
 def stop(pid: int) -> None:

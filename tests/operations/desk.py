@@ -109,7 +109,7 @@ class Desk:
             except operations.StaleOwnerError as stale:
                 self._reap(stale.owner)
 
-    def _owner(self, item: Item) -> Any:
+    def _owner(self, item: Item, _caller: Owner) -> Any:
         fields = getattr(item, "default", None) or getattr(item, "fields", None)
         pid = UNSET if fields is None else fields.owner_pid
         if pid is UNSET or pid is None:
