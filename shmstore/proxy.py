@@ -231,21 +231,9 @@ class SessionTableProxy:
 
     # --- What is asked
 
-    def ask(self, request: Request, timeout_s: float | None = None) -> messages.Heard:
-        """Ask for a write, and return the answer. The request's head is filled in here.
-
-        Raises:
-            ShmStoreError: What the manager says; or it cannot be reached.
-            ValueError: The request gives something that no session has.
-            TypeError: Likewise.
-            ManagerTimeoutError: The deadline passed; the error says whether the outcome is known.
-
-        """
-        return self._ask(request, timeout_s, self._start)
-
     def stop(self, timeout_s: float | None = None) -> None:
         """End the store. A manager that does not run is not started for it."""
-        expect(Gone, self._ask(Stop(*messages.HEAD), timeout_s, None))
+        expect(Gone, self.ask(Stop(*messages.HEAD), timeout_s, may_start=False))
 
     def pin(self, timeout_s: float | None = None) -> Pinned:
         """Have the manager keep what stands in the table, and copy all but its blocks aside.
@@ -254,11 +242,11 @@ class SessionTableProxy:
             StoreFullError: There is no room for the copy.
 
         """
-        return expect(Pinned, self._ask(Pin(*messages.HEAD), timeout_s, None))
+        return expect(Pinned, self.ask(Pin(*messages.HEAD), timeout_s, may_start=False))
 
     def unpin(self, timeout_s: float | None = None) -> Unpinned:
         """Let go of the pin, and hear whether it held until now."""
-        return expect(Unpinned, self._ask(Unpin(*messages.HEAD), timeout_s, None))
+        return expect(Unpinned, self.ask(Unpin(*messages.HEAD), timeout_s, may_start=False))
 
     def watch(self, request: Watch, timeout_s: float | None = None) -> tuple[Stream, Watching]:
         """Open a connection of its own on which events come; say what is to be known first."""
@@ -362,10 +350,18 @@ class SessionTableProxy:
             link.drop()
             link.lock.release()
 
-    def _ask(
-        self, request: Request, timeout_s: float | None, start: Start | None
+    def ask(
+        self, request: Request, timeout_s: float | None = None, *, may_start: bool = True
     ) -> messages.Heard:
-        """Ask once, however often the question has to be sent, and return the answer."""
+        """Ask for a write, and return the answer. The request's head is filled in here.
+
+        Raises:
+            ShmStoreError: What the manager says; or it cannot be reached.
+            ValueError: The request gives something that no session has.
+            TypeError: Likewise.
+            ManagerTimeoutError: The deadline passed; the error says whether the outcome is known.
+
+        """
         if timeout_s is None:
             timeout_s = self._timeout_s
         deadline_ns = clock.boot_ns() + int(timeout_s * _NS)
@@ -375,6 +371,7 @@ class SessionTableProxy:
                 link.lock.acquire(blocking=False) or link.lock.acquire(timeout=timeout_s)
             ):
                 raise TimeoutError("other threads' calls took the time")
+            start = self._start if may_start else None
             answer = self._ask_until(link, request, deadline_ns, start)
         except TimeoutError as error:
             raise late(self._paths.name, error, timeout_s) from None

@@ -189,7 +189,9 @@ class TableWriter:
         slot = self.codes.get(code)
         if slot is None:
             return None
-        block = self.block(slot)
+        line = self._view[self._ctl_index + slot] & at.LINE_MASK  # as in `block`: one call less
+        length = self._view[line * at.LINE_WORDS + 1] & at.SLOT_MASK
+        block = record.decode_head(self._words.copy_out(line * at.LINE_BYTES, length))
         # Also if none has an end now: the last one that did may have been touched.
         if block.expires_ns or self.expiries.by_slot:
             expires_ns = self.expiries.by_slot.get(slot, 0)

@@ -109,8 +109,9 @@ class AsyncSessionTable(Generic[DataT]):
         **fields: Any,
     ) -> Session[DataT]:
         """As `SessionStore.update`, awaited."""
-        conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
-        request = self._requests.update(code, mapping, fields, data, ttl_s, **conditions)
+        request = self._requests.update(
+            code, mapping, fields, data, ttl_s, if_version, if_created, expect
+        )
         return await self._written(request, timeout_s)
 
     async def replace(
@@ -245,9 +246,8 @@ class AsyncSessionTable(Generic[DataT]):
         timeout_s: float | None = None,
     ) -> Session[DataT]:
         """As `SessionStore.transfer`, awaited."""
-        conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
         request = self._requests.update(
-            code, {"owner_pid": owner_pid}, {}, None, None, **conditions
+            code, {"owner_pid": owner_pid}, {}, None, None, if_version, if_created, expect
         )
         return await self._written(request, timeout_s)
 

@@ -319,15 +319,19 @@ def _next(
     block: Block, stored: Stored, item: Update | Replace | Put | Claim, context: Context
 ) -> Effect:
     """Return the effect of a session's next state."""
-    given = context.given(item, context.caller)
-    owner = block.owner if given is UNSET else given
+    owner = block.owner
+    if item.fields.owner_pid is not UNSET:
+        given = context.given(item, context.caller)
+        owner = owner if given is UNSET else given
     if item.ttl_us is None:
         return Effect(item.code, block, stored, owner, block.expires_ns, block.ttl_us)
     expires_ns = context.now_ns + item.ttl_us * _US_NS if item.ttl_us else 0
     return Effect(item.code, block, stored, owner, expires_ns, item.ttl_us)
 
 
-def _merge(stored: Stored, fields: Fields, context: Context) -> None:
+def _merge(  # noqa: C901  # a line or two for each field: at every update, and calls cost
+    stored: Stored, fields: Fields, context: Context
+) -> None:
     """Put what is given in the place of what was there, checked as in `_check_values`."""
     if fields.direction is not UNSET or fields.status is not UNSET:
         check_names(fields, context.names)
@@ -335,11 +339,18 @@ def _merge(stored: Stored, fields: Fields, context: Context) -> None:
             stored.direction = fields.direction
         if fields.status is not UNSET:
             stored.status = fields.status
-    for name in _CHECKED:
-        value = getattr(fields, name)
-        if value is not UNSET:
-            check_value(value, name)
-            setattr(stored, name, value)
+    if fields.created_at is not UNSET:
+        check_value(fields.created_at, "created_at")
+        stored.created_at = fields.created_at
+    if fields.connected_at is not UNSET:
+        check_value(fields.connected_at, "connected_at")
+        stored.connected_at = fields.connected_at
+    if fields.sender_info is not UNSET:
+        check_value(fields.sender_info, "sender_info")
+        stored.sender_info = fields.sender_info
+    if fields.receiver_info is not UNSET:
+        check_value(fields.receiver_info, "receiver_info")
+        stored.receiver_info = fields.receiver_info
     if fields.rest:
         check_value(fields.rest, "data")
     if fields.whole:

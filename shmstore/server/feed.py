@@ -44,7 +44,7 @@ class Feed:
         self.lsn = self.kept_lsn = lsn
         self.has_dropped = False
         self.end = 0
-        self._entries: deque[Entry] = deque()
+        self._entries: deque[tuple[int, str, bytes, bytes, str]] = deque()
         self._bytes = 0
 
     @property
@@ -55,14 +55,14 @@ class Feed:
     def note(self, lsn: int, code: str, before: bytes, after: bytes, reason: str) -> None:
         """Take over what has happened."""
         entries = self._entries
-        entries.append(Entry(lsn, code, before, after, reason))
+        entries.append((lsn, code, before, after, reason))  # an Entry costs a call
         self.lsn = lsn
         self.end += 1
         self._bytes += len(before) + len(after)
         while len(entries) > config.FEED_MAX_COUNT or (
             self._bytes > config.FEED_MAX_BYTES and len(entries) > 1
         ):
-            oldest = entries.popleft()
+            oldest = Entry(*entries.popleft())
             self._bytes -= len(oldest.before) + len(oldest.after)
             self.kept_lsn = oldest.lsn
             self.has_dropped = True
@@ -77,8 +77,8 @@ class Feed:
     def from_(self, number: int, count: int) -> list[Entry]:
         """Return so many events from one on; it is kept still."""
         first = number - self.end  # counted from the end, where nearly everybody reads
-        return [self._entries[place] for place in range(first, min(first + count, 0))]
+        return [Entry(*self._entries[place]) for place in range(first, min(first + count, 0))]
 
     def after(self, lsn: int) -> int:
         """Return the number of the first event after an LSN, or of the first that is kept."""
-        return self.end - sum(entry.lsn > lsn for entry in self._entries)
+        return self.end - sum(entry[0] > lsn for entry in self._entries)

@@ -250,7 +250,7 @@ class Host:
 
     def _given(self, item: Item, caller: Owner) -> Given:
         """Return the owner that an item names, watched and alive; UNSET when it names none."""
-        fields = item.default if isinstance(item, Increment) else item.fields  # type: ignore[union-attr]  # no delete comes here
+        fields = item.default if type(item) is Increment else item.fields  # type: ignore[union-attr]  # no delete comes here
         pid = UNSET if fields is None else fields.owner_pid
         if pid is None:
             return None

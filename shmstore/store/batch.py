@@ -304,8 +304,11 @@ class Batch:
         **fields: Any,
     ) -> Pending[Session]:
         """Gather an update."""
-        conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
-        return self._add(self._requests.update(code, mapping, fields, data, ttl_s, **conditions))
+        return self._add(
+            self._requests.update(
+                code, mapping, fields, data, ttl_s, if_version, if_created, expect
+            )
+        )
 
     def replace(
         self,
@@ -425,9 +428,10 @@ class Batch:
         expect: Mapping[str, Any] | None = None,
     ) -> Pending[Session]:
         """Gather a transfer."""
-        conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
         return self._add(
-            self._requests.update(code, {"owner_pid": owner_pid}, {}, None, None, **conditions)
+            self._requests.update(
+                code, {"owner_pid": owner_pid}, {}, None, None, if_version, if_created, expect
+            )
         )
 
     def settle(self) -> None:

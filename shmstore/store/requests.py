@@ -28,7 +28,9 @@ from shmstore.wire.messages import (
 from shmstore.wire.values import check_code, check_value
 
 if TYPE_CHECKING:
-    from shmstore.wire.fields import Fields
+    from collections.abc import Callable
+
+    from shmstore.wire.fields import Fields, Names
 
 
 class Gather(Protocol):
@@ -55,13 +57,21 @@ class Requests:
     Args:
         owned: Whether a session that is created belongs to this process unless told otherwise.
         gather: Makes the checked fields of a mapping, keywords and data; `whole`: what is not given
-            is not there.
+            is not there. None: data are mappings of anything.
+        names: The store's statuses and directions, or what returns them.
 
     """
 
-    def __init__(self, *, owned: bool, gather: Gather | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        owned: bool,
+        gather: Gather | None = None,
+        names: Callable[[], Names] | Names = wire_fields.BUILT_IN,
+    ) -> None:
         self._owned = owned
-        self._gather_rest = gather or _gather_any
+        self._gather_rest = gather
+        self._names = names
 
     def create(
         self,
@@ -86,12 +96,18 @@ class Requests:
         given: Mapping[str, Any],
         data: Any = None,
         ttl_s: float | None = None,
-        **conditions: Any,
+        if_version: int | None = None,
+        if_created: int | None = None,
+        expect: Mapping[str, Any] | None = None,
     ) -> Update:
-        """Ask for a merge."""
-        head = self._conditional(code, **conditions)
+        """Ask for a merge. Of all writes this is the one that has to be fast: few calls."""
+        check_code(code)
+        expected = None
+        if if_version is not None or if_created is not None or expect is not None:
+            expected = self._conditions(if_version, if_created, expect)
         gathered = self._gather(mapping, given, data, whole=False)
-        return Update(**head, fields=gathered, ttl_us=_ttl_us(ttl_s))
+        ttl_us = None if ttl_s is None else _ttl_us(ttl_s)
+        return Update(0, 0, 0, code, if_version, if_created, gathered, ttl_us, expected)
 
     def replace(
         self,
@@ -197,10 +213,12 @@ class Requests:
         whole: bool = True,
     ) -> Fields:
         """Return the checked fields of a write."""
-        if not _RESERVED.isdisjoint(given):
+        if given and not _RESERVED.isdisjoint(given):
             misplaced = ", ".join(sorted(_RESERVED.intersection(given)))
             msg = f"{misplaced} cannot be given here; a key of that name goes in the mapping"
             raise TypeError(msg)
+        if self._gather_rest is None:
+            return wire_fields.gather(mapping, given, data, self._names)
         return self._gather_rest(mapping, given, data, whole=whole)
 
     def _conditional(
@@ -211,19 +229,24 @@ class Requests:
         expect: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return the head of what is done to one session, checked."""
-        check_code(code)
-        for name, value in (("if_version", if_version), ("if_created", if_created)):
-            if value is not None:
-                _check_version(value, name)
         return {
             "number": 0,
             "deadline_ns": 0,
             "first_base": 0,
-            "code": code,
+            "code": check_code(code),
             "if_version": if_version,
             "if_created": if_created,
-            "expect": None if expect is None else self._expected(expect),
+            "expect": self._conditions(if_version, if_created, expect),
         }
+
+    def _conditions(
+        self, if_version: int | None, if_created: int | None, expect: Mapping[str, Any] | None
+    ) -> dict[str, Any] | None:
+        """Check what has to be so, and return what is expected as it is compared."""
+        for name, value in (("if_version", if_version), ("if_created", if_created)):
+            if value is not None:
+                _check_version(value, name)
+        return None if expect is None else self._expected(expect)
 
     def _expected(self, expect: Mapping[str, Any]) -> dict[str, Any]:
         """Return what is expected, as it is compared: checked as if it were written."""
@@ -233,16 +256,6 @@ class Requests:
         given = self._gather(expect, {}, None, whole=False)
         fields = {name: getattr(given, name) for name in wire_fields.NAMES & expect.keys()}
         return {**given.rest, **fields}
-
-
-def _gather_any(
-    mapping: Mapping[str, Any] | None,
-    keywords: Mapping[str, Any],
-    data: Any,
-    *,
-    whole: bool,  # noqa: ARG001  # of a mapping of anything no key can be missing
-) -> Fields:
-    return wire_fields.gather(mapping, keywords, data)
 
 
 def _check_version(value: object, name: str) -> None:

@@ -48,6 +48,7 @@ from shmstore.store.restoring import restore
 from shmstore.store.settings import check_timeout, settings_of
 from shmstore.store.snapshot import Snapshot, take
 from shmstore.store.typed import typed_data
+from shmstore.wire.exchange import unexpected
 from shmstore.wire.fields import Names
 from shmstore.wire.launch import Launch
 from shmstore.wire.messages import DoneHere
@@ -88,7 +89,12 @@ class SessionStore(Combined[DataT]):
             timeout_s=settings.timeout_s,
             start=self._table.start_anew if settings.start else None,
         )
-        self._requests = Requests(owned=settings.owned, gather=self._gather)
+        self._is_typed = settings.data_type is not None
+        self._requests = Requests(
+            owned=settings.owned,
+            gather=self._gather if self._is_typed else None,
+            names=self._names,
+        )
         self._attach(started=started)
         if type(self).get is SessionStore.get:
             # A closure on the instance costs half of a method. Not over a subclass's own get.
@@ -505,7 +511,12 @@ class SessionStore(Combined[DataT]):
 
     def _written(self, request: Request, timeout_s: float | None) -> Session[DataT]:
         """Return what the manager answers to a write, with data of the handle's type."""
-        return self._typed.answered(lambda: self._ask(DoneHere, request, timeout_s).session)
+        if self._is_typed or timeout_s is not None:
+            return self._typed.answered(lambda: self._ask(DoneHere, request, timeout_s).session)
+        answer = self._proxy.ask(request)
+        if type(answer) is DoneHere:
+            return answer.session  # type: ignore[return-value]  # of no type
+        raise unexpected(answer)
 
     def _type_of_data(self) -> Typed | None:
         return None if self._settings.data_type is None else self._typed.session

@@ -173,8 +173,9 @@ class SessionTable(Generic[DataT]):
             ValueError: A value is out of its field's range.
 
         """
-        conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
-        request = self._requests.update(code, mapping, fields, data, ttl_s, **conditions)
+        request = self._requests.update(
+            code, mapping, fields, data, ttl_s, if_version, if_created, expect
+        )
         return self._written(request, timeout_s)
 
     def replace(
@@ -425,9 +426,8 @@ class SessionTable(Generic[DataT]):
 
         Errors are those of `update`.
         """
-        conditions = {"if_version": if_version, "if_created": if_created, "expect": expect}
         request = self._requests.update(
-            code, {"owner_pid": owner_pid}, {}, None, None, **conditions
+            code, {"owner_pid": owner_pid}, {}, None, None, if_version, if_created, expect
         )
         return self._written(request, timeout_s)
 

@@ -85,7 +85,7 @@ def gather(
     mapping: Mapping[str, Any] | None,
     keywords: Mapping[str, Any],
     data: Mapping[str, Any] | None,
-    names: Names = BUILT_IN,
+    names: Names | Callable[[], Names] = BUILT_IN,
     check_rest: Callable[[Fields], None] | None = None,
 ) -> Fields:
     """Return the fields that a caller gave, checked.
@@ -94,7 +94,7 @@ def gather(
         mapping: The positional mapping: every key of it is a field or a key of `data`.
         keywords: The keyword arguments that are not reserved; they win over the mapping.
         data: The keyword `data`: the rest, whole; other keys are merged over it.
-        names: The store's statuses and directions.
+        names: The store's statuses and directions, or what returns them.
         check_rest: Checks the keys of `data`, and may replace them; None: anything that a session
             can hold is welcome.
 
@@ -113,8 +113,12 @@ def gather(
             fields.rest[name] = value
         else:
             setattr(fields, name, check(value, name))
-    check_names(fields, names)
-    (check_rest or _check_rest)(fields)
+    if fields.status is not UNSET or fields.direction is not UNSET:
+        check_names(fields, names if isinstance(names, Names) else names())
+    if check_rest is not None:
+        check_rest(fields)
+    elif fields.rest:
+        _check_rest(fields)
     return fields
 
 
