@@ -60,7 +60,9 @@ class Desk:
     def apply(
         self, request: Operation, owner: Any = UNSET, client: ClientId | None = None
     ) -> Answer:
-        """Apply one request."""
+        """Apply one request; `owner` is whom its owner_pid stands for."""
+        if owner is not UNSET:
+            request.fields.owner_pid = None if owner is None else owner.pid  # type: ignore[union-attr]  # those that are given one have fields
         context = operations.Context(
             client or self.client,
             CALLER,

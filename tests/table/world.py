@@ -387,9 +387,7 @@ class Manager:
         """Do what a client asks, as the host does."""
         self.now_ns += 1
         name, caller = CLIENTS[client]
-        context = operations.Context(
-            name, caller, partial(_given, caller), self.now_ns, lambda: NOON, 1 << 16
-        )
+        context = operations.Context(name, caller, _given, self.now_ns, lambda: NOON, 1 << 16)
         try:
             answer = self.world.kit.apply(self.writer, request, context)
         except ShmStoreError as error:
@@ -437,7 +435,7 @@ _Part: TypeAlias = messages.Done | messages.Gone | messages.Number | messages.Fa
 _decode_outcomes: Final = msgspec.msgpack.Decoder(list[_Part]).decode
 
 
-def _given(caller: Owner, item: messages.Item) -> Given:
+def _given(item: messages.Item, caller: Owner) -> Given:
     """Return the owner that an item names: its client's own, or none."""
     fields = getattr(item, "fields", None)
     return caller if fields is not None and fields.owner_pid == caller.pid else UNSET
