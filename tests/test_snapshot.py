@@ -35,7 +35,7 @@ from shmstore.errors import (
 from shmstore.model import Owner, Restored, Session, StoreOptions
 from shmstore.proxy import SessionTableProxy
 from shmstore.store import json_values, picture, snapshot_file
-from shmstore.store.snapshot_file import Origin
+from shmstore.store.snapshot_file import Entry, Origin
 from tests.hosts import serve_in_fork
 from tests.processes import NOBODY, become_nobody, until
 from tests.test_verifying import damage, offset_of_block
@@ -373,7 +373,7 @@ class TestValues:
             created_version=1,
         )
         origin = an_origin(sessions=1)
-        lines = list(snapshot_file.lines_of(origin, [(session, Owner(1, 2, 3))]))
+        lines = list(snapshot_file.lines_of(origin, [Entry(session, Owner(1, 2, 3))]))
         assert [line.count(b"\n") for line in lines] == [1, 1]
         read, (saved,) = snapshot_file.read(io.BytesIO(b"".join(lines)))
         assert (read, saved.owner) == (origin, Owner(1, 2, 3))
@@ -606,13 +606,29 @@ class TestRestore:
         monkeypatch.setattr(process, "life_of", lambda _: Life.ALIVE)
         assert store.restore(io.StringIO(text)) == Restored(0, unowned=("A",))
 
+    def test_lives_for_what_it_had_left(self, store: SessionStore) -> None:
+        """An end comes back too, a touched one as well; who had none lives on."""
+        store.create(code="NEVER", owner_pid=None)
+        store.create(code="LONG", owner_pid=None, ttl_s=0.001)  # gone before the snapshot, or not
+        store.put("LONG", owner_pid=None, ttl_s=600)
+        store.create(code="SOON", owner_pid=None, ttl_s=600)
+        store.touch("SOON", 2.0)
+        text = text_of(store.snapshot())
+        store.clear()
+        assert store.restore(io.StringIO(text)) == Restored(3)
+        assert sorted(store) == ["LONG", "NEVER", "SOON"]
+        until(lambda: "SOON" not in store)
+        assert sorted(store) == ["LONG", "NEVER"]
+        (left_s,) = [json.loads(line)["left_s"] for line in text.splitlines() if '"LONG"' in line]
+        assert 0 < left_s <= 600
+
     def test_that_fails_in_between_says_how_far_it_came(
         self, store_dir: Path, children: Children
     ) -> None:
         """What was created stays, and the error has the count."""
         serve_in_fork(children, store_dir, options=StoreOptions(map_size_bytes=1 << 20))
         big = {"text": "x" * 100_000}
-        lines = [(a_session(code=f"{n}", data=big), None) for n in range(20)]
+        lines = [Entry(a_session(code=f"{n}", data=big), None) for n in range(20)]
         text = b"".join(snapshot_file.lines_of(an_origin(sessions=20), lines)).decode()
         with shmstore.open("t", start=False) as store:
             with pytest.raises(StoreFullError) as caught:
@@ -652,7 +668,7 @@ class TestRestore:
             assert store.restore(io.StringIO(text)) == Restored(1)
             store.delete("A")
             large = a_session(code="C", data={"text": "x" * 1000})
-            lines = [(a_session(code="B"), None), (large, None)]
+            lines = [Entry(a_session(code="B"), None), Entry(large, None)]
             file = b"".join(snapshot_file.lines_of(an_origin(sessions=2), lines)).decode()
             with pytest.raises(SessionTooLargeError, match=r"line 3.*'C'.*1000") as caught:
                 store.restore(io.StringIO(file))
@@ -733,7 +749,7 @@ class TestBadFiles:
 
     def line(self, code: str = "good") -> dict[str, Any]:
         """Return a line that is one."""
-        found = list(snapshot_file.lines_of(an_origin(), [(a_session(code=code), None)]))[1]
+        found = list(snapshot_file.lines_of(an_origin(), [Entry(a_session(code=code), None)]))[1]
         line: dict[str, Any] = json.loads(found)
         return line
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_chec
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from shmstore import config
 from shmstore._os import namespaces, process
 from shmstore._os.process import Life
 from shmstore.errors import (
@@ -157,13 +158,17 @@ def _create_all(store: SessionStore[Any], wanted: list[_Wanted], unowned: list[s
 
 def _outcomes(store: SessionStore[Any], wanted: list[_Wanted]) -> list[object]:
     """Return what came of each: a session, or an error."""
-    mappings = [{**each.saved.data, **each.saved.fields, "owner_pid": each.pid} for each in wanted]
     try:
-        return list(store.create_many(mappings))
+        with store.batch() as batch:
+            for each in wanted:
+                mapping = {**each.saved.data, **each.saved.fields, "owner_pid": each.pid}
+                left_s = each.saved.left_s
+                ttl_s = None if left_s is None else max(left_s, config.TTL_S_MIN)
+                batch.create(mapping, ttl_s=ttl_s)
     except ShmStoreError as error:
         if error.outcomes is None:  # not one of the sessions: the store itself
             raise
-        return error.outcomes
+    return batch.outcomes
 
 
 def _kept(store: SessionStore[Any], session: Session, owner: Owner) -> bool:

@@ -6,13 +6,14 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, overload, runtime_checkable
 
-from shmstore._table import header, record
+from shmstore._os import clock
+from shmstore._table import expiry, header, record
 from shmstore._table import layout as at
 from shmstore._table.reader import TableReader
 from shmstore.errors import SessionDecodeError, SessionNotFoundError
 from shmstore.proxy import SessionTableProxy
 from shmstore.store import picture, snapshot_file
-from shmstore.store.snapshot_file import Origin
+from shmstore.store.snapshot_file import Entry, Origin
 
 if TYPE_CHECKING:
     import os
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from shmstore._table.record import Block
-    from shmstore.model import Owner, Session
+    from shmstore.model import Session
     from shmstore.store.picture import Picture
     from shmstore.store.settings import Settings
 
@@ -46,17 +47,17 @@ class Snapshot:
 
     """
 
-    def __init__(self, origin: Origin, entries: list[tuple[Session, Owner | None]]) -> None:
+    def __init__(self, origin: Origin, entries: list[Entry]) -> None:
         """Use `SessionStore.snapshot`."""
         self.taken_at: datetime = origin.taken_at
         self.lsn: int = origin.lsn
         self._origin = origin
         self._entries = sorted(entries, key=_created_at, reverse=True)
-        self._by_code = {session.code: session for session, _ in entries}
+        self._by_code = {session.code: session for session, *_ in entries}
 
     def __iter__(self) -> Iterator[Session]:
         """Iterate over the sessions, newest `created_at` first."""
-        return (session for session, _ in self._entries)
+        return (session for session, *_ in self._entries)
 
     def __len__(self) -> int:
         """Return how many sessions there were."""
@@ -134,7 +135,12 @@ def take(settings: Settings, start: Callable[[float], bool] | None) -> Snapshot:
     view, buffer = found.words.view, found.words.buffer
     reader = TableReader(view, buffer, found.layout, cache={}, cache_max_count=0)
     base = view[at.H_BASE]
-    entries = [(_session_in(block, base), block.owner) for block in reader.blocks()]
+    touch_index, now_ns = found.layout.touch_index, clock.boot_ns()
+    entries = []
+    for block in reader.blocks():
+        ends_ns = expiry.in_force(view[touch_index + block.slot], block)
+        left_s = max(0, ends_ns - now_ns) / 1e9 if ends_ns else None
+        entries.append(Entry(_session_in(block, base), block.owner, left_s))
     return Snapshot(_origin_of(found, settings.name, len(entries)), entries)
 
 
@@ -159,5 +165,5 @@ def _origin_of(found: Picture, name: str, count: int) -> Origin:
     )
 
 
-def _created_at(entry: tuple[Session, Owner | None]) -> tuple[datetime, int]:
+def _created_at(entry: Entry) -> tuple[datetime, int]:
     return entry[0].created_at, entry[0].created_version

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from shmstore.model import Owner
+from shmstore import config
+from shmstore.model import Owner, Session
 from shmstore.store.json_values import from_json, to_json
 from shmstore.wire import fields as wire_fields
 from shmstore.wire.fields import BUILT_IN, Names
@@ -19,7 +20,6 @@ from shmstore.wire.fields import BUILT_IN, Names
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from shmstore.model import Session
 
 VERSION: Final = 1
 """Of the file's form. It changes when a reader of this version could not read the file."""
@@ -75,6 +75,15 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: dict[str, Any]
     version: _Natural
     created_version: _Natural
+    left_s: Annotated[float, msgspec.Meta(ge=0, le=config.SECONDS_MAX)] | None = None
+
+
+class Entry(NamedTuple):
+    """A session of a snapshot, its owner, and how long it had to live; None: for ever."""
+
+    session: Session
+    owner: Owner | None
+    left_s: float | None = None
 
 
 class Saved(NamedTuple):
@@ -85,6 +94,7 @@ class Saved(NamedTuple):
         fields: All that a create takes but the owner and `data`.
         data: The other keys.
         owner: Who owned it.
+        left_s: How long it had to live; None: for ever.
 
     """
 
@@ -92,6 +102,7 @@ class Saved(NamedTuple):
     fields: dict[str, Any]
     data: dict[str, Any]
     owner: Owner | None
+    left_s: float | None = None
 
     @property
     def code(self) -> str:
@@ -103,15 +114,15 @@ class Saved(NamedTuple):
 # --- Writing
 
 
-def lines_of(origin: Origin, entries: Iterable[tuple[Session, Owner | None]]) -> Iterator[bytes]:
+def lines_of(origin: Origin, entries: Iterable[Entry]) -> Iterator[bytes]:
     """Yield the lines of a file, each with its end."""
     encode = msgspec.json.Encoder().encode
     yield encode(origin) + b"\n"
-    for session, owner in entries:
-        yield encode(_line_of(session, owner)) + b"\n"
+    for entry in entries:
+        yield encode(_line_of(*entry)) + b"\n"
 
 
-def _line_of(session: Session, owner: Owner | None) -> _Line:
+def _line_of(session: Session, owner: Owner | None, left_s: float | None = None) -> _Line:
     return _Line(
         code=session.code,
         direction=session.direction,
@@ -124,6 +135,7 @@ def _line_of(session: Session, owner: Owner | None) -> _Line:
         data=to_json(session.data),
         version=session.version,
         created_version=session.created_version,
+        left_s=left_s,
     )
 
 
@@ -211,4 +223,4 @@ def _saved(number: int, line: bytes | str, names: Names) -> Saved:
         raise bad_line(number, error) from None
     owner = found.owner
     identity = None if owner is None else Owner(owner.pid, owner.start_ticks, owner.inode)
-    return Saved(number, fields, data, identity)
+    return Saved(number, fields, data, identity, found.left_s)
