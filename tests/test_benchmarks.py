@@ -99,12 +99,15 @@ def test_only_runs_what_it_names(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     """Neither a directory in shared memory, nor a manager or helper."""
+    # A shell's background job, as this run may be, has it ignored, and children would too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*COMMAND, str(tmp_path)],  # all cases: it is not done when the signal comes, however late
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
+    signal.signal(signal.SIGINT, before)
     prefix = f"{ROOT_PREFIX}{process.pid}-"
     try:
         until(lambda: list(SHARED.glob(f"{prefix}*/*.table")))
