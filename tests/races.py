@@ -46,6 +46,7 @@ def kill_managers(store: SessionStore, done: Callable[[], int], at: Sequence[int
     """Kill the manager each time when so much has been done."""
     for count in at:
         until(lambda count=count: done() >= count)  # type: ignore[misc]  # bound at once
-        before = store.stats()
-        os.kill(before.manager_pid, signal.SIGKILL)
-        until(lambda epoch=before.epoch: store.stats().epoch > epoch)  # type: ignore[misc]  # likewise
+        killed_pid = store.stats().manager_pid
+        os.kill(killed_pid, signal.SIGKILL)
+        # Not the epoch: that is raised before the table is recovered, and the pid only then.
+        until(lambda pid=killed_pid: store.stats().manager_pid != pid)  # type: ignore[misc]  # likewise
